@@ -1,0 +1,1 @@
+"""Headrace runs large language models on machines too small to hold them."""
