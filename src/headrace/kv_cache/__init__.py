@@ -1,0 +1,1 @@
+"""Keys, values and states of the tokens that were computed: their bookkeeping and their tensors."""

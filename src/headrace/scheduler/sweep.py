@@ -1,0 +1,79 @@
+"""A sweep as the scheduler hands it to the executor: who computes which tokens, and in which blocks their KV lies.
+
+    Sweep ─┬─ copies                   made before anything else
+           └─ MicroBatch ── Chunk      one stretch of one sequence: a decoded token, or a piece of its prompt
+
+Integers only. A chunk may read blocks that an earlier chunk of the same sweep writes, in the same micro-batch or one
+before it: the executor keeps that order in every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.kv_cache.blocks import BlockCopy
+
+__all__ = ["BlockCopy", "Chunk", "MicroBatch", "Sweep"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence, computed in this sweep.
+
+    Attributes:
+        sequence_id: whose tokens these are.
+        start: position of the first token; KV of all positions before it that this group still reads is present.
+        token_ids: the tokens at positions [start, stop).
+        block_tables: one table for each KV group. `full` and `sliding`: the block of position p is entry
+            p // block_tokens, -1 where no token will read it any more. `state`: (source slot, target slot); the source
+            holds the state after `start` tokens, -1 the zero state; the target receives the state after `stop` tokens.
+        samples: whether the logits of the last token are wanted: it is the last token the sequence knows.
+    """
+
+    sequence_id: int
+    start: int
+    token_ids: tuple[int, ...]
+    block_tables: tuple[tuple[int, ...], ...]
+    samples: bool
+
+    @property
+    def stop(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens this chunk computes."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Chunks that are packed into one unpadded tensor of tokens, in this order."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens over all chunks."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """One pass of its micro-batches over all layers; committed or abandoned as a whole.
+
+    Attributes:
+        sweep_id: counts up from 0.
+        micro_batches: at least one, none of them empty.
+        copies: blocks to copy before the sweep starts.
+    """
+
+    sweep_id: int
+    micro_batches: tuple[MicroBatch, ...]
+    copies: tuple[BlockCopy, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens over all micro-batches."""
+        return sum(micro_batch.num_tokens for micro_batch in self.micro_batches)
