@@ -1,0 +1,1 @@
+"""From logits to text: parameters, sampler, detokenizer, stop strings."""
