@@ -1,0 +1,1 @@
+"""The engine and its Python faces: requests in, outputs out."""
