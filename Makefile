@@ -1,0 +1,56 @@
+# `make demo` and `make test` are all the set-up there is: each makes .venv first, when it is not there.
+
+# The environment is outside of what git keeps; PYTHON=... names the interpreter it is made with.
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+CANARY  := .venv-canary
+export PYTHON
+
+# What `make test` draws from the slow suites: this part of every file, the same one as long as the seed is the same.
+SLOW_SEED     ?= 2
+SLOW_FRACTION ?= 0.1
+
+.PHONY: demo test verify check bench canary docs clean help
+
+demo: $(STAMP) ## Run the example job on the model that comes with the package, and score its answers
+	@mkdir -p build
+	@$(BIN)/headrace run examples/orders.jsonl -o build/answers.jsonl --model demo
+	@$(BIN)/python -m headrace.demo.scoring build/answers.jsonl
+
+test: $(STAMP) ## Run the tests, with a seeded sample of the slow suites (what CI runs)
+	@$(BIN)/python -m pytest -m "not gpu" --sample-slow=$(SLOW_SEED):$(SLOW_FRACTION)
+
+verify: $(STAMP) ## Run everything, slow suites included, and write docs/verified.md
+	@mkdir -p build
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest --thorough --junitxml=build/verify.xml --figures=build/figures.json
+	@$(MAKE) --no-print-directory demo >build/demo.txt || { cat build/demo.txt; exit 1; }
+	@$(BIN)/python scripts/write_verified.py --junit build/verify.xml --figures build/figures.json --demo build/demo.txt
+
+check: $(STAMP) ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## Measure a job against transformers' generate on this machine
+	@$(BIN)/python benchmarks/job_vs_generate.py
+
+canary: $(CANARY)/.installed ## Run the parity tests with the newest transformers release
+	@$(CANARY)/bin/python -m pip install --quiet --upgrade transformers
+	@$(CANARY)/bin/python -c 'import transformers; print("transformers", transformers.__version__)'
+	@$(CANARY)/bin/python -m pytest -m "not gpu" tests/parity
+
+docs: $(STAMP) ## Write docs/cli.md from the commands
+	@$(BIN)/python scripts/write_cli_docs.py
+
+clean: ## Remove what was built, measured and cached, and the canary's environment; .venv stays
+	rm -rf build dist $(CANARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+%/.installed: pyproject.toml constraints.txt scripts/make_environment.sh
+	@scripts/make_environment.sh $*
+	@touch $@
