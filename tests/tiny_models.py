@@ -128,6 +128,10 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 
 _KEEP_DEFAULT = ("A_log", "dt_", "correction")
 
+# With tied embeddings the residual stream repeats the input token unless the blocks' outputs are louder than it.
+_TIED_LOUD_MATRICES = ("o_proj.weight", "down_proj.weight", "dense.weight", "dense_4h_to_h.weight")
+_TIED_LOUD_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+
 
 def make_tiny_model(
     name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None
@@ -150,6 +154,10 @@ def make_tiny_model(
                 parameter.copy_(noise * 0.1)
             else:
                 parameter.add_(noise * 0.1)
+            if config.tie_word_embeddings and key.endswith(_TIED_LOUD_MATRICES):
+                parameter.mul_(4)
+            if config.tie_word_embeddings and "gemma" in name and key.endswith(_TIED_LOUD_NORMS):
+                parameter.add_(4)
     return model.to(dtype).eval()
 
 
