@@ -1,0 +1,1 @@
+"""Files of rows in, files of answers out."""
