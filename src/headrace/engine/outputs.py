@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from headrace.errors import RequestError
-    from headrace.sampling.sampler import TokenLogprobs
+    from headrace.sampling.tokens import TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
 

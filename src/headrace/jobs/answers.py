@@ -16,7 +16,7 @@ from headrace.errors import RequestError
 from headrace.jobs.rows import RowKey
 
 if TYPE_CHECKING:
-    from headrace.sampling.sampler import TokenLogprobs
+    from headrace.sampling.tokens import TokenLogprobs
 
 # JSON has no minus infinity; vLLM writes this number for it too.
 _LOWEST_LOGPROB = -9999.0

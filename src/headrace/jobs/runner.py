@@ -107,7 +107,7 @@ class _Job:
         self._answers = AnswerWriter(model_name=model.model_name, tokens=model.tokenizer)
         self._running: dict[int, Row] = {}
         self._num_samples = 0
-        self._notes: set[str] = set()
+        self._noted: set[str] = set()
 
     def requests(self, rows: Iterable[Row | RowError]) -> Iterator[GenerationRequest]:
         """Yields what the model shall do; a row that cannot be asked gets its line here."""
@@ -179,17 +179,18 @@ class _Job:
         asked, model = row.request, self._model
         if asked.prompt is not None and model.tokenizer.has_chat_template:
             self._note_once(
+                "chat",
                 f"warning: {model.model_name} is a chat model, and rows with 'prompt' go to it as they are "
-                f"(first: line {row.key.line}); use 'messages' to have its chat template applied"
+                f"(first: line {row.key.line}); use 'messages' to have its chat template applied",
             )
         if asked.model is not None and asked.model != model.model_name:
             self._note_once(
+                "model",
                 f"note: rows name a model (first: {asked.model!r} on line {row.key.line}); that selects nothing, "
-                f"all rows are answered by {model.model_name}"
+                f"all rows are answered by {model.model_name}",
             )
 
-    def _note_once(self, message: str) -> None:
-        kind = message.partition(":")[0]
-        if kind not in self._notes:
-            self._notes.add(kind)
+    def _note_once(self, about: str, message: str) -> None:
+        if about not in self._noted:
+            self._noted.add(about)
             self._progress.note(message)
