@@ -53,20 +53,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_figures] = {}
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    sample = config.getoption("--sample-slow")
-    if sample is None:
-        return "slow tests: all"
-    return f"slow tests: {sample[1]:.0%} of every file, seed {sample[0]} (--sample-slow={sample[0]}:{sample[1]})"
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     sample = config.getoption("--sample-slow")
-    if sample is not None:
-        chosen = sample_slow([item.nodeid for item in items if "slow" in item.keywords], *sample)
-        left_out = [item for item in items if "slow" in item.keywords and item.nodeid not in chosen]
+    slow = [item for item in items if "slow" in item.keywords]
+    if sample is not None and slow:
+        chosen = sample_slow([item.nodeid for item in slow], *sample)
+        left_out = [item for item in slow if item.nodeid not in chosen]
         items[:] = [item for item in items if "slow" not in item.keywords or item.nodeid in chosen]
         config.hook.pytest_deselected(items=left_out)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            drawn = (
+                f"{len(chosen)} of {len(slow)} slow tests, {sample[1]:.0%} of every file, drawn with seed {sample[0]}"
+            )
+            reporter.write_line(f"{drawn} (--sample-slow={sample[0]}:{sample[1]:g})")
     on_gpu = [item for item in items if "gpu" in item.keywords]
     if on_gpu and not _has_cuda():
         for item in on_gpu:
