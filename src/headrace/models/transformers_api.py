@@ -6,7 +6,20 @@ Imports and re-exports only. A name that moves in a new transformers release is 
 from __future__ import annotations
 
 # --- Loading: configuration, construction, and the mapping from hub tensor names to parameters --------------------
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+# --- end of the loading section -----------------------------------------------------------------------------------
+# --- Running: the registries through which attention, masks and experts are taken over; the tokenizer ---------------
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import __version__ as transformers_version
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -14,24 +27,30 @@ from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
-    convert_and_load_state_dict_in_model,
     rename_source_key,
 )
-from transformers.modeling_utils import LoadStateDictConfig
-
-# --- end of the loading section -----------------------------------------------------------------------------------
+from transformers.integrations.moe import ExpertsInterface
+from transformers.masking_utils import causal_mask_function
+from transformers.models.bloom.modeling_bloom import _get_alibi_slopes as alibi_slopes
 
 __all__ = [
+    "CONFIG_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AttentionInterface",
+    "AttentionMaskInterface",
     "AutoConfig",
     "AutoModelForCausalLM",
+    "AutoTokenizer",
     "Concatenate",
-    "LoadStateDictConfig",
+    "ExpertsInterface",
     "MergeModulelist",
     "PreTrainedModel",
+    "PreTrainedTokenizerBase",
     "PretrainedConfig",
     "WeightConverter",
     "WeightRenaming",
-    "convert_and_load_state_dict_in_model",
+    "alibi_slopes",
+    "causal_mask_function",
     "get_model_conversion_mapping",
     "rename_source_key",
     "transformers_version",

@@ -1,0 +1,91 @@
+"""Where the tokens of a packed micro-batch and their keys and values are.
+
+Shapes: T packed tokens, R chunks (one per sequence), B blocks of the longest table, N blocks of the pool,
+S slots per block, H query heads, K KV heads, D width of a key, V width of a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headrace.attention.rule import AttentionRule
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KVPages:
+    """One layer's part of the pool.
+
+    Attributes:
+        keys: (N, K, S, D).
+        values: (N, K, S, V), or None where a value is the first `value_width` numbers of its key (MLA latents).
+        value_width: V.
+    """
+
+    keys: Tensor
+    values: Tensor | None
+    value_width: int
+
+    def write(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
+        """Stores the micro-batch's new keys (T, K, D) and values (T, K, V) at `layout`'s places."""
+        self.keys[layout.write_blocks, :, layout.write_offsets] = keys.to(self.keys.dtype)
+        if self.values is not None and values is not None:
+            self.values[layout.write_blocks, :, layout.write_offsets] = values.to(self.values.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RaggedLayout:
+    """A micro-batch as one KV group sees it.
+
+    Attributes:
+        starts: (R,) position of each chunk's first token.
+        lengths: (R,) tokens of each chunk.
+        block_table: (R, B) pool block of every `block_tokens` positions; -1 where freed or absent.
+        write_blocks, write_offsets: (T,) pool block and slot in it of each new token, on the pool's device.
+        plans: what a backend derives from this layout and wants to keep for the other layers of the group.
+    """
+
+    block_tokens: int
+    starts: Integers
+    lengths: Integers
+    block_table: Integers
+    write_blocks: Tensor
+    write_offsets: Tensor
+    plans: dict[tuple[int, ...], object] = field(default_factory=dict)
+
+    @staticmethod
+    def build(
+        *, block_tokens: int, starts: Integers, lengths: Integers, block_table: Integers, device: torch.device
+    ) -> RaggedLayout:
+        """Derives where the new tokens go from the chunks and their block tables."""
+        rows = np.repeat(np.arange(len(starts)), lengths)
+        firsts = np.cumsum(lengths) - lengths
+        positions = np.arange(int(lengths.sum())) - np.repeat(firsts - starts, lengths)
+        return RaggedLayout(
+            block_tokens=block_tokens,
+            starts=starts,
+            lengths=lengths,
+            block_table=block_table,
+            write_blocks=torch.from_numpy(block_table[rows, positions // block_tokens]).to(device),
+            write_offsets=torch.from_numpy(positions % block_tokens).to(device),
+        )
+
+    @property
+    def query_starts(self) -> Integers:
+        """(R,) place of each chunk's first token among the packed ones."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+class AttentionBackend(Protocol):
+    """Attends over paged keys and values that already hold the micro-batch's own."""
+
+    def attend(self, query: Tensor, pages: KVPages, layout: RaggedLayout, rule: AttentionRule) -> Tensor:
+        """Returns (T, H, V) in the query's dtype for a query of (T, H, D); modifies nothing else."""
+        ...

@@ -1,0 +1,92 @@
+"""From a sweep's integers to the tensors that its micro-batches run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.attention.ragged import AttentionBackend, Integers, RaggedLayout
+from headrace.kv_cache.groups import KVGroup
+from headrace.kv_cache.pools import KVPools
+from headrace.models.micro_batch import MicroBatchContext, StateBatch
+from headrace.schedule.steps import PointKind
+from headrace.scheduler.sweep import BlockCopy, Chunk, MicroBatch
+
+
+class ContextBuilder:
+    """Knows the groups and the pools, which are the same in every sweep."""
+
+    def __init__(
+        self,
+        *,
+        groups: Sequence[KVGroup],
+        block_tokens: int,
+        pools: KVPools,
+        attention: AttentionBackend,
+        device: torch.device,
+        waits: frozenset[PointKind],
+    ) -> None:
+        self._groups = groups
+        self._block_tokens = block_tokens
+        self._pools = pools
+        self._attention = attention
+        self._device = device
+        self._waits = waits
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Makes the copies that come before a sweep."""
+        self._pools.copy(copies)
+
+    def build(self, micro_batch: MicroBatch) -> MicroBatchContext:
+        """Returns the context of one micro-batch; reads the chunks only."""
+        chunks = micro_batch.chunks
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+        lengths = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64)
+        ends = np.cumsum(lengths)
+        tokens = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
+        positions = np.arange(len(tokens)) - np.repeat(ends - lengths - starts, lengths)
+        samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
+        layouts = tuple(self._layout(group, chunks, starts, lengths) for group in self._groups)
+        return MicroBatchContext(
+            token_ids=self._tensor(tokens)[None],
+            positions=self._tensor(positions)[None],
+            logit_tokens=self._tensor(ends[samples] - 1),
+            layouts=layouts,
+            pools=self._pools,
+            attention=self._attention,
+            waits=self._waits,
+        )
+
+    def _layout(
+        self, group: KVGroup, chunks: Sequence[Chunk], starts: Integers, lengths: Integers
+    ) -> RaggedLayout | list[StateBatch]:
+        tables = [chunk.block_tables[group.group_id] for chunk in chunks]
+        if group.kind == "state":
+            return self._state_batches(tables, lengths)
+        table = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
+        for row, blocks in enumerate(tables):
+            table[row, : len(blocks)] = blocks
+        return RaggedLayout.build(
+            block_tokens=self._block_tokens, starts=starts, lengths=lengths, block_table=table, device=self._device
+        )
+
+    def _state_batches(self, slots: Sequence[tuple[int, ...]], lengths: Integers) -> list[StateBatch]:
+        """Batches chunks of equal length that do, or do not, continue a state."""
+        firsts = np.cumsum(lengths) - lengths
+        alike: dict[tuple[int, bool], list[int]] = {}
+        for row, (source, _) in enumerate(slots):
+            alike.setdefault((int(lengths[row]), source >= 0), []).append(row)
+        return [
+            StateBatch(
+                tokens=self._tensor(firsts[rows][:, None] + np.arange(length)),
+                sources=self._tensor(np.array([slots[row][0] for row in rows])) if continues else None,
+                targets=self._tensor(np.array([slots[row][1] for row in rows])),
+            )
+            for (length, continues), rows in alike.items()
+        ]
+
+    def _tensor(self, array: Integers) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

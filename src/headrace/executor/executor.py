@@ -1,0 +1,79 @@
+"""Runs one sweep: the driver of its micro-batches' coroutines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headrace.errors import SweepError
+from headrace.executor.contexts import ContextBuilder
+from headrace.models.coroutine import Coroutine
+from headrace.models.micro_batch import MicroBatchContext
+from headrace.models.takeover import EngineModel
+from headrace.sampling.tokens import SampledToken
+from headrace.schedule.steps import Point, Resume, Step, sweep_steps
+from headrace.scheduler.sweep import Sweep
+
+Sampler = Callable[[Tensor, Sequence[int]], list[SampledToken]]
+"""(logits (R, vocabulary), their R sequences) -> one token each."""
+Schedule = Callable[[Sequence[Point], int], Iterator[Step]]
+"""(points of the model, number of micro-batches) -> the steps of a sweep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Executor:
+    """Follows a schedule's steps.
+
+    A sweep that fails is unwound in all of its micro-batches. It has written only blocks and slots that no committed
+    table names, so that every row is as it was.
+
+    Attributes:
+        points: where the micro-batches wait, in order; the same kinds as the contexts' `waits`.
+    """
+
+    model: EngineModel
+    points: Sequence[Point]
+    contexts: ContextBuilder
+    sampler: Sampler
+    schedule: Schedule = field(default=sweep_steps)
+
+    def run(self, sweep: Sweep) -> dict[int, SampledToken]:
+        """Returns the token that follows each sampling chunk, by sequence.
+
+        Raises:
+            SweepError: any micro-batch failed, for the reason that the message names.
+        """
+        try:
+            with torch.inference_mode():
+                self.contexts.copy_blocks(sweep.copies)
+                contexts = [self.contexts.build(micro_batch) for micro_batch in sweep.micro_batches]
+                logits = self._drive(contexts)
+                return self._sample(sweep, logits)
+        except Exception as error:
+            raise SweepError(f"sweep {sweep.sweep_id} failed: {type(error).__name__}: {error}") from error
+
+    def _drive(self, contexts: Sequence[MicroBatchContext]) -> list[Tensor]:
+        """Runs the forwards of all micro-batches to their ends, in the order of the schedule."""
+        coroutines: list[Coroutine[MicroBatchContext, Tensor]] = []
+        try:
+            coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
+            for step in self.schedule(self.points, len(coroutines)):
+                if isinstance(step, Resume):
+                    coroutine = coroutines[step.micro_batch]
+                    assert coroutine.waits_at == step.point, f"{step} found it at {coroutine.waits_at}"
+                    coroutine.resume()
+            return [coroutine.result for coroutine in coroutines]
+        finally:
+            for coroutine in coroutines:
+                coroutine.cancel()
+
+    def _sample(self, sweep: Sweep, logits: Sequence[Tensor]) -> dict[int, SampledToken]:
+        sampled: dict[int, SampledToken] = {}
+        for micro_batch, rows in zip(sweep.micro_batches, logits, strict=True):
+            sequences = [chunk.sequence_id for chunk in micro_batch.chunks if chunk.samples]
+            if sequences:
+                sampled.update(zip(sequences, self.sampler(rows, sequences), strict=True))
+        return sampled

@@ -1,0 +1,110 @@
+"""The tensors behind the block numbers: keys and values in pages, states in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.attention.ragged import KVPages
+from headrace.kv_cache.blocks import BlockCopy
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""(shape, dtype) -> zeros, charged to whoever pays. Zeros, not garbage: padding is read, and masked by 0 * value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StateSlots:
+    """One layer's recurrent memory: conv (slots, channels, kernel), recurrent (slots, ...) in fp32."""
+
+    conv: Tensor
+    recurrent: Tensor
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies one sequence's state."""
+        self.conv[target] = self.conv[source]
+        self.recurrent[target] = self.recurrent[source]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageShape:
+    """Pages of one attention layer; `value_width` numbers of the key serve as value where `latent`."""
+
+    num_kv_heads: int
+    key_width: int
+    value_width: int
+    latent: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotShape:
+    """State of one sequence in one layer."""
+
+    conv_shape: tuple[int, ...]
+    recurrent_shape: tuple[int, ...]
+
+
+class KVPools:
+    """All layers' pages and slots, allocated once."""
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[tuple[int, PageShape | SlotShape]],
+        num_blocks: Sequence[int],
+        block_tokens: int,
+        dtype: torch.dtype,
+        allocate: Allocate,
+    ) -> None:
+        """Allocates everything.
+
+        Args:
+            layers: for each layer its group, and what it keeps there.
+            num_blocks: blocks (or slots) of each group.
+            dtype: of keys, values and convolution states.
+        """
+        self.group_of = [group for group, _ in layers]
+        self._members: list[list[KVPages | StateSlots]] = [[] for _ in num_blocks]
+        self._layers: list[KVPages | StateSlots] = []
+        for group, shape in layers:
+            count = num_blocks[group]
+            memory: KVPages | StateSlots
+            if isinstance(shape, SlotShape):
+                memory = StateSlots(
+                    conv=allocate((count, *shape.conv_shape), dtype),
+                    recurrent=allocate((count, *shape.recurrent_shape), torch.float32),
+                )
+            else:
+                pages = (count, shape.num_kv_heads, block_tokens)
+                memory = KVPages(
+                    keys=allocate((*pages, shape.key_width), dtype),
+                    values=None if shape.latent else allocate((*pages, shape.value_width), dtype),
+                    value_width=shape.value_width,
+                )
+            self._members[group].append(memory)
+            self._layers.append(memory)
+
+    def pages(self, layer: int) -> KVPages:
+        """Returns an attention layer's pages."""
+        memory = self._layers[layer]
+        assert isinstance(memory, KVPages), f"layer {layer} keeps a state, not keys and values"
+        return memory
+
+    def slots(self, layer: int) -> StateSlots:
+        """Returns a state layer's slots."""
+        memory = self._layers[layer]
+        assert isinstance(memory, StateSlots), f"layer {layer} keeps keys and values, not a state"
+        return memory
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Makes the copies that a sweep asks for before it starts."""
+        for copy in copies:
+            for memory in self._members[copy.group]:
+                if isinstance(memory, StateSlots):
+                    memory.copy(copy.source, copy.target)
+                else:
+                    memory.keys[copy.target] = memory.keys[copy.source]
+                    if memory.values is not None:
+                        memory.values[copy.target] = memory.values[copy.source]

@@ -1,0 +1,81 @@
+"""Mixers with recurrent memory (gated delta-net, Mamba-2) on state slots instead of a cache object.
+
+A mixer handles batches of equally long sequences, so the chunks of a micro-batch run in such batches: all decoding
+rows in one call, a prefill chunk alone. Each batch reads copies of its source slots and writes its target slots; the
+sources stay as they are, so an abandoned sweep leaves no trace.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kv_cache.pools import StateSlots
+from headrace.models.micro_batch import StateBatch, current
+
+_CLASSES = ("Qwen3NextGatedDeltaNet", "Mamba2Mixer")
+
+
+def adapt(module: nn.Module) -> bool:
+    """Takes over a state mixer; returns whether it was one."""
+    if type(module).__name__ not in _CLASSES:
+        return False
+    module.forward = MethodType(_forward, module)
+    return True
+
+
+def _forward(self: nn.Module, hidden_states: Tensor, **_: object) -> Tensor:
+    """(1, T, E) -> (1, T, E)."""
+    micro_batch, output = current(), None
+    for batch in micro_batch.state_batches(self.layer_idx):
+        memory = _BatchMemory(micro_batch.pools.slots(self.layer_idx), batch)
+        mixed = type(self).forward(self, hidden_states[0, batch.tokens], cache_params=memory, attention_mask=None)
+        memory.store()
+        if output is None:
+            output = mixed.new_empty(*hidden_states.shape[:2], mixed.shape[-1])
+        output[0, batch.tokens] = mixed
+    assert output is not None, "a micro-batch has at least one chunk"
+    return output
+
+
+class _BatchMemory:
+    """The part of transformers' cache protocol that a state mixer uses, for one batch."""
+
+    def __init__(self, slots: StateSlots, batch: StateBatch) -> None:
+        self._slots, self._batch = slots, batch
+        self._conv = None if batch.sources is None else slots.conv[batch.sources]
+        self._recurrent = None if batch.sources is None else slots.recurrent[batch.sources]
+
+    def get_conv_state(self, *_: object, **__: object) -> Tensor | None:
+        return self._conv
+
+    def get_recurrent_state(self, *_: object, **__: object) -> Tensor | None:
+        return self._recurrent
+
+    def has_previous_state(self, *_: object, **__: object) -> bool:
+        return self._batch.sources is not None
+
+    def is_recording_past(self, *_: object, **__: object) -> bool:
+        return False
+
+    def update_conv_state(self, states: Tensor, *_: object, conv_kernel_size: int, **__: object) -> Tensor:
+        """Returns everything the convolution has to see: states (R, channels, n) behind the kernel's past."""
+        if self._conv is None:
+            missing = max(0, conv_kernel_size - states.shape[-1])
+            states = torch.nn.functional.pad(states, (missing, 0))
+        else:
+            states = torch.cat([self._conv, states], dim=-1)
+        self._conv = states[..., -conv_kernel_size:]
+        return states
+
+    def update_recurrent_state(self, state: Tensor, *_: object, **__: object) -> Tensor:
+        self._recurrent = state
+        return state
+
+    def store(self) -> None:
+        """Writes the batch's target slots."""
+        assert self._conv is not None and self._recurrent is not None, "the mixer left no state"
+        self._slots.conv[self._batch.targets] = self._conv
+        self._slots.recurrent[self._batch.targets] = self._recurrent.to(self._slots.recurrent.dtype)

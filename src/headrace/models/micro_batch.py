@@ -1,0 +1,75 @@
+"""A micro-batch as the code inside a model sees it: its tokens, and where each group keeps their memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headrace.attention.ragged import AttentionBackend, RaggedLayout
+from headrace.attention.rule import AttentionRule
+from headrace.kv_cache.pools import KVPools
+from headrace.models.coroutine import current_context, suspend
+from headrace.schedule.steps import Point, PointKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StateBatch:
+    """Chunks of equal length that start alike, so that one call of a state mixer serves them all.
+
+    Attributes:
+        tokens: (R, n) places among the packed tokens.
+        sources: (R,) slots to read, or None where every chunk starts from the zero state.
+        targets: (R,) slots to write.
+    """
+
+    tokens: Tensor
+    sources: Tensor | None
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatchContext:
+    """One micro-batch of a sweep.
+
+    Attributes:
+        token_ids, positions: (1, T).
+        logit_tokens: (R,) packed tokens whose logits are wanted.
+        layouts: per KV group: the ragged layout, or the batches of a state group.
+        waits: kinds of points at which this micro-batch really suspends; the others are passed without a stop.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    logit_tokens: Tensor
+    layouts: tuple[RaggedLayout | list[StateBatch], ...]
+    pools: KVPools
+    attention: AttentionBackend
+    waits: frozenset[PointKind]
+
+    def reach(self, point: Point) -> None:
+        """Waits at `point` where this micro-batch waits at such points."""
+        if point.kind in self.waits:
+            suspend(point)
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
+        """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""
+        self.reach(Point("attention", layer))
+        layout = self.layouts[self.pools.group_of[layer]]
+        assert isinstance(layout, RaggedLayout)
+        pages = self.pools.pages(layer)
+        pages.write(keys, values, layout)
+        return self.attention.attend(query, pages, layout, rule)
+
+    def state_batches(self, layer: int) -> list[StateBatch]:
+        """Returns the chunks of the micro-batch as a state layer runs them, in order."""
+        batches = self.layouts[self.pools.group_of[layer]]
+        assert isinstance(batches, list)
+        return batches
+
+
+def current() -> MicroBatchContext:
+    """Returns the micro-batch whose coroutine this code runs in."""
+    context = current_context()
+    assert isinstance(context, MicroBatchContext)
+    return context

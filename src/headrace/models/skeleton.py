@@ -1,0 +1,117 @@
+"""A model without its weights: modules built by transformers, parameters on the meta device, buffers real."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from headrace.checkpoint.checkpoint import Checkpoint, read_config
+from headrace.checkpoint.tensors import CONVERTIBLE_DTYPES
+from headrace.errors import CorruptCheckpointError, UnsupportedModelError
+from headrace.models.transformers_api import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    transformers_version,
+)
+
+
+def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+    """Builds the model that `path`/config.json describes, in eval mode, without reading or allocating its weights.
+
+    A parameter's dtype on the meta device is the one it is to be loaded in: `dtype`, unless the architecture asks for
+    float32. Persistent buffers are real but hold initial values until they are loaded. Code in the checkpoint is never run.
+
+    Raises:
+        CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
+        UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
+    """
+    path = Path(path)
+    check_model_type(path / "config.json", read_config(path))
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptCheckpointError(
+            f"{path / 'config.json'}: transformers {transformers_version} refuses it: {_first_line(error)}; "
+            "correct the configuration, or download it again"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"{path / 'config.json'}: model_type {config.model_type!r} is not a causal language model in transformers "
+            f"{transformers_version}; expected a model that generates text; choose another model"
+        )
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    _keep_in_float32(model, dtype)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_model_type(config_file: Path, config: dict[str, object]) -> None:
+    """Raises UnsupportedModelError unless transformers has the configuration's model type built in."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UnsupportedModelError(
+            f"{config_file}: no model_type; expected a Hugging Face transformers configuration; "
+            "use the repository's transformers form (often named ...-hf)"
+        )
+    if model_type in CONFIG_MAPPING:
+        return
+    written_by = config.get("transformers_version")
+    asks = f"the configuration was written by transformers {written_by}; " if written_by else ""
+    remedy = (
+        "it brings its own code, which Headrace never runs; choose a model that transformers has built in"
+        if config.get("auto_map")
+        else "install a newer transformers in the range that Headrace supports, or choose another model"
+    )
+    raise UnsupportedModelError(
+        f"{config_file}: model_type {model_type!r} is unknown to the installed transformers {transformers_version}; "
+        f"{asks}{remedy}"
+    )
+
+
+def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Returns the dtype that `--dtype auto` means: what config.json says, else what most bytes are stored in."""
+    for key in ("dtype", "torch_dtype"):
+        name = checkpoint.config.get(key)
+        if isinstance(name, str) and name.removeprefix("torch.") in CONVERTIBLE_DTYPES:
+            return _torch_dtype(name.removeprefix("torch."))
+    num_bytes: Counter[str] = Counter()
+    for entry in checkpoint.entries.values():
+        if entry.dtype in CONVERTIBLE_DTYPES:
+            num_bytes[entry.dtype] += entry.num_bytes
+    return _torch_dtype(num_bytes.most_common(1)[0][0]) if num_bytes else torch.float32
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives those parameters float32 that the architecture never wants in half precision, as `from_pretrained` does."""
+    patterns: set[str] = set()
+    if dtype in (torch.float16, torch.bfloat16):
+        patterns |= set(model._keep_in_fp32_modules_strict or ())
+    if dtype is torch.float16:
+        patterns |= set(model._keep_in_fp32_modules or ())
+    if not patterns:
+        return
+    wanted = re.compile("|".join(pattern.replace("*", ".*") for pattern in sorted(patterns)))
+    for module_name, module in model.named_modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.is_floating_point() and wanted.search(f"{module_name}.{name}"):
+                value = tensor.detach().to(torch.float32)
+                setattr(module, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

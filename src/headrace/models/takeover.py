@@ -1,0 +1,213 @@
+"""A transformers model under the engine: the same weights and code, but we own when layers run and what attention does.
+
+Stand-ins take the places of embedding, layers and head, and suspend before the module that they stand for.
+Attention and experts are taken over through transformers' own registries, where an architecture uses them, and through
+`adapters` where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from headrace.attention.rule import AttentionRule, Visibility
+from headrace.models.adapters import bloom, latent, state
+from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.models.layers import find_layers
+from headrace.models.micro_batch import MicroBatchContext, current
+from headrace.models.transformers_api import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    ExpertsInterface,
+    PreTrainedModel,
+    causal_mask_function,
+)
+from headrace.schedule.steps import Point
+
+ATTENTION_NAME = "headrace"
+_ADAPTERS: tuple[Callable[[nn.Module], bool], ...] = (bloom.adapt, latent.adapt, state.adapt)
+
+
+class EngineModel:
+    """A causal language model whose forward waits at the points of its layer table."""
+
+    def __init__(self, model: PreTrainedModel, table: LayerTable) -> None:
+        """Takes `model` over in place; its weights are neither copied nor moved."""
+        self.table = table
+        self._model = model.eval()
+        self._cache = _EngineCache()
+        _name_attention(model, latent.ATTENTION_NAME if _is_latent(table) else ATTENTION_NAME)
+        _adapt_modules(model)
+        _number_experts(model)
+        _stand_in(model)
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The model itself; its modules may be stand-ins."""
+        return self._model
+
+    def forward(self, context: MicroBatchContext) -> Tensor:
+        """Returns the logits (R, vocabulary) of the wanted tokens; runs inside a coroutine, in inference mode."""
+        if self.table.model_type == "mamba2":
+            arguments: dict[str, object] = {"cache_params": self._cache}
+        else:
+            arguments = {"past_key_values": self._cache, "position_ids": context.positions}
+        output = self._model(
+            input_ids=context.token_ids, use_cache=True, logits_to_keep=context.logit_tokens, **arguments
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+class _StandIn(nn.Module):
+    """Waits at a point, then runs the module whose place it has. Reads of attributes fall through to that module."""
+
+    def __init__(self, real: nn.Module, point: Point) -> None:
+        super().__init__()
+        self.__dict__["real"] = real
+        self.__dict__["point"] = point
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        found: Tensor | nn.Module = getattr(self.__dict__["real"], name)
+        return found
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        current().reach(self.__dict__["point"])
+        return self.__dict__["real"](*args, **kwargs)
+
+
+def _stand_in(model: PreTrainedModel) -> None:
+    found = find_layers(model)
+    stand_ins = (_StandIn(layer, Point("layer", index)) for index, layer in enumerate(found.layers))
+    setattr(found.parent, found.attribute, nn.ModuleList(stand_ins))
+    model.set_input_embeddings(_StandIn(model.get_input_embeddings(), Point("embedding")))
+    model.set_output_embeddings(_StandIn(model.get_output_embeddings(), Point("head")))
+
+
+def _is_latent(table: LayerTable) -> bool:
+    return any(isinstance(layer.memory, AttentionSpec) and layer.memory.latent for layer in table.layers)
+
+
+def _name_attention(model: PreTrainedModel, name: str) -> None:
+    """Chooses attention and experts after construction: some architectures look them up in tables while building."""
+    for module in _with_config(model):
+        module.config._attn_implementation_internal = name
+        module.config._experts_implementation_internal = ATTENTION_NAME
+
+
+def _with_config(model: PreTrainedModel) -> Iterator[nn.Module]:
+    return (
+        module for module in model.modules() if hasattr(module.config if "config" in vars(module) else None, "to_dict")
+    )
+
+
+def _adapt_modules(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        any(adapt(module) for adapt in _ADAPTERS)
+
+
+def _number_experts(model: PreTrainedModel) -> None:
+    """Experts do not know their layer; their suspension point needs it."""
+    for index, layer in enumerate(find_layers(model).layers):
+        for module in layer.modules():
+            if hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate"):
+                module.headrace_layer = index
+
+
+class _EngineCache:
+    """What models get as cache: it stores nothing, since attention and state adapters keep all memory themselves.
+
+    A real object is needed: without one transformers guesses packed sequences from position ids.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.layers: list[object] = []
+        self.is_sliding: list[bool] = []
+        self.is_linear: list[bool] = []
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+    def has_previous_state(self, layer_idx: int | None = None) -> bool:
+        return False
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+class _MaskRule(Tensor):
+    """An empty tensor that carries a layer's mask rule through the model to its attention function."""
+
+    allowed: Visibility | None
+    window: int | None
+
+    @staticmethod
+    def carrying(allowed: Visibility | None, window: int | None) -> _MaskRule:
+        rule = torch.empty(0).as_subclass(_MaskRule)
+        rule.allowed, rule.window = allowed, window
+        return rule
+
+    def to(self, *_: object, **__: object) -> _MaskRule:
+        return self
+
+
+def _engine_mask(*_: object, mask_function: Visibility, local_size: int | None = None, **__: object) -> _MaskRule:
+    """transformers' mask function: receives each kind of layer's rule as index arithmetic, and passes it on."""
+    allowed = None if mask_function is causal_mask_function else mask_function
+    return _MaskRule.carrying(allowed, local_size)
+
+
+def _engine_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query (1, H, T, D), key and value (1, K, T, D) of the new tokens only."""
+    rule = AttentionRule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        allowed=_beyond_window(attention_mask, sliding_window),
+    )
+    packed = (states[0].transpose(0, 1) for states in (query, key, value))
+    return current().attend(module.layer_idx, *packed, rule)[None], None
+
+
+def _beyond_window(attention_mask: object, window: int | None) -> Visibility | None:
+    """Returns what the layer's mask asks for beyond causality and the window that it states as a number."""
+    if not isinstance(attention_mask, _MaskRule):
+        return None
+    said_as_number = window is not None and attention_mask.window == window
+    return None if said_as_number else attention_mask.allowed
+
+
+def _engine_experts(module: nn.Module, *args: object, **kwargs: object) -> object:
+    """transformers' experts function: waits until this layer's experts are there, then runs the model's own code."""
+    current().reach(Point("experts", module.headrace_layer))
+    return type(module).forward.__wrapped__(module, *args, **kwargs)
+
+
+AttentionInterface.register(ATTENTION_NAME, _engine_attention)
+AttentionInterface.register(latent.ATTENTION_NAME, latent.latent_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _engine_mask)
+AttentionMaskInterface.register(latent.ATTENTION_NAME, _engine_mask)
+ExpertsInterface.register(ATTENTION_NAME, _engine_experts)

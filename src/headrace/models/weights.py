@@ -1,0 +1,194 @@
+"""Loads a skeleton's parameters group by group, each read straight into the memory that it is to live in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from headrace.checkpoint.dummy import fill_random
+from headrace.checkpoint.gather import Gather, Piece, Run
+from headrace.checkpoint.reader import RangeReader
+from headrace.checkpoint.tensors import TensorEntry
+from headrace.errors import WeightMismatchError
+from headrace.models.transformers_api import PreTrainedModel
+from headrace.models.weight_conversion import Conversion
+from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
+
+_STAGING_BYTES = 16 * 1024**2
+
+
+class Allocate(Protocol):
+    """Makes an uninitialised contiguous tensor; charges whoever pays for it, or raises BudgetError."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
+
+
+def allocate_on(device: torch.device) -> Allocate:
+    """Returns an `Allocate` that makes plain tensors on `device` and charges nobody."""
+
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    return allocate
+
+
+class WeightLoader:
+    """Brings the parameters of a skeleton into memory and takes them out again, a group at a time.
+
+    Parameters in host memory of the checkpoint's own dtype are read in place; for other dtypes and devices the bytes pass
+    through one staging buffer of 16 MiB. A context manager: `close` closes the files and drops the staging buffer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weight_map: WeightMap,
+        *,
+        allocate: Allocate | None = None,
+        allocate_staging: Allocate | None = None,
+    ) -> None:
+        host = allocate_on(torch.device("cpu"))
+        self._model = model
+        self._map = weight_map
+        self._allocate = allocate or host
+        self._allocate_staging = allocate_staging or host
+        self._reader = RangeReader()
+        self._staging: torch.Tensor | None = None
+
+    def load(self, group: Group) -> int:
+        """Loads one group and returns its bytes. On an error the model keeps what it had.
+
+        Raises:
+            CheckpointError: a file went missing or ends too early.
+            BudgetError: the allocator refuses.
+        """
+        loaded: dict[str, torch.Tensor] = {}
+        converted: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for source in sorted(self._map.in_group(group), key=_file_order):
+                tensor = self._allocate(source.shape, getattr(torch, source.dtype))
+                if isinstance(source.content, Gather):
+                    self._fill(tensor, source.content)
+                elif isinstance(source.content, RandomFill):
+                    fill_random(tensor, source.name, source.content.seed)
+                else:
+                    self._fill_converted(tensor, source.name, source.content, converted)
+                loaded[source.name] = tensor
+        for name, tensor in loaded.items():
+            self._assign(name, tensor)
+        return sum(source.num_bytes for source in self._map.in_group(group))
+
+    def load_all(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Loads every group, in the order of a forward pass.
+
+        Args:
+            progress: called after each group with the bytes loaded so far and in all.
+        """
+        done = 0
+        for group in self._map.groups:
+            done += self.load(group)
+            if progress is not None:
+                progress(done, self._map.num_bytes)
+
+    def release(self, group: Group) -> None:
+        """Puts the group's parameters back on the meta device, so that nothing in the model holds their memory."""
+        for source in self._map.in_group(group):
+            self._assign(source.name, torch.empty(source.shape, dtype=getattr(torch, source.dtype), device="meta"))
+
+    def close(self) -> None:
+        """Closes the checkpoint's files. What is loaded stays loaded."""
+        self._reader.close()
+        self._staging = None
+
+    def __enter__(self) -> WeightLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _assign(self, name: str, tensor: torch.Tensor) -> None:
+        """Puts `tensor` into the model under `name` and under every name that is tied to it."""
+        parameter: nn.Parameter | None = None
+        for place in (name, *(tied for tied, source in self._map.tied.items() if source == name)):
+            module_name, _, attribute = place.rpartition(".")
+            module = self._model.get_submodule(module_name)
+            if attribute in module._buffers:
+                setattr(module, attribute, tensor)
+            else:
+                parameter = parameter if parameter is not None else nn.Parameter(tensor, requires_grad=False)
+                setattr(module, attribute, parameter)
+
+    def _fill(self, tensor: torch.Tensor, gather: Gather) -> None:
+        for piece in gather.pieces:
+            if piece.entry.strides is not None:
+                tensor.copy_(self._read(piece.entry))
+            else:
+                for run in piece.runs(gather.shape):
+                    self._fill_run(tensor, run)
+
+    def _fill_run(self, tensor: torch.Tensor, run: Run) -> None:
+        flat = tensor.reshape(-1)[run.target_offset : run.target_offset + run.num_elements]
+        source_dtype: torch.dtype = getattr(torch, run.entry.dtype)
+        if tensor.device.type == "cpu" and tensor.dtype == source_dtype:
+            self._reader.read_into(run.entry.file, run.file_offset, _bytes_of(flat))
+            return
+        if self._staging is None:
+            self._staging = self._allocate_staging((_STAGING_BYTES,), torch.uint8)
+        staged = self._staging.view(source_dtype)
+        for first in range(0, run.num_elements, len(staged)):
+            part = staged[: min(len(staged), run.num_elements - first)]
+            self._reader.read_into(run.entry.file, run.file_offset + first * run.entry.itemsize, _bytes_of(part))
+            # Not asynchronous: the next read overwrites the staging buffer.
+            flat[first : first + len(part)].copy_(part)
+
+    def _fill_converted(
+        self,
+        tensor: torch.Tensor,
+        name: str,
+        conversion: Conversion,
+        converted: dict[int, dict[str, torch.Tensor]],
+    ) -> None:
+        """Takes a parameter from its conversion, which is run once for all parameters that it makes."""
+        if id(conversion) not in converted:
+            converted[id(conversion)] = conversion.run(self._model, self._read)
+        value = converted[id(conversion)].pop(name)
+        if value.shape != tensor.shape:
+            raise WeightMismatchError(
+                f"{name}: converted to shape {list(value.shape)}; expected {list(tensor.shape)}; "
+                "config.json and the weights belong to different models"
+            )
+        tensor.copy_(value)
+
+    def _read(self, entry: TensorEntry) -> torch.Tensor:
+        """Reads one whole checkpoint tensor into host memory of its own."""
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        stored = self._allocate_staging((entry.num_bytes // entry.itemsize,), dtype)
+        self._reader.read_into(entry.file, entry.offset, _bytes_of(stored))
+        if entry.strides is not None:
+            return stored.as_strided(entry.shape, entry.strides)
+        return stored.view(entry.shape)
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Moves the buffers that no checkpoint holds (rotary tables and the like) to `device`."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous one-dimensional tensor on the CPU, as writable bytes."""
+    return memoryview(tensor.view(torch.uint8).numpy())
+
+
+def _file_order(source: ParameterSource) -> tuple[str, int]:
+    """Reads a group in the order of the file, which is what disks and their read-ahead like."""
+    content = source.content
+    pieces: tuple[Piece, ...] = content.pieces if isinstance(content, Gather) else ()
+    return (str(pieces[0].entry.file), pieces[0].entry.offset) if pieces else ("", 0)
