@@ -81,7 +81,7 @@ class EchoLLM:
     def description(self) -> str:
         return f"{self.model_name}: bytes in, the same bytes out"
 
-    def run(self, requests: Iterable[GenerationRequest], /) -> Generator[RequestOutput]:
+    def run(self, requests: Iterable[GenerationRequest], /) -> Generator[RequestOutput, None, None]:
         """Yields outputs in the order in which they finish, those of one step in the order of their requests."""
         waiting = iter(requests)
         running: list[_Running] = []
@@ -106,12 +106,12 @@ class EchoLLM:
             for row in finished:
                 yield self._finish(row, step)
 
-    def stream(self, prompt: str, params: SamplingParams | None = None, /) -> Generator[OutputPiece]:
+    def stream(self, prompt: str, params: SamplingParams | None = None, /) -> Generator[OutputPiece, None, None]:
         return self._stream(self.tokenizer.encode(prompt), params or SamplingParams())
 
     def stream_chat(
         self, messages: Sequence[ChatMessage], params: SamplingParams | None = None, /
-    ) -> Generator[OutputPiece]:
+    ) -> Generator[OutputPiece, None, None]:
         return self._stream(self.tokenizer.encode_chat(messages), params or SamplingParams())
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class EchoLLM:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _stream(self, token_ids: list[int], params: SamplingParams) -> Generator[OutputPiece]:
+    def _stream(self, token_ids: list[int], params: SamplingParams) -> Generator[OutputPiece, None, None]:
         row = self._begin(GenerationRequest(request_id=0, prompt_token_ids=tuple(token_ids), params=params), 0)
         shown = 0
         last = len(row.answer.token_ids) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from headrace.engine.outputs import OutputPiece, RequestOutput
@@ -54,19 +54,19 @@ class LanguageModel(Protocol):
     def description(self) -> str:
         """One line: what was resolved (device, dtype, memory)."""
 
-    def run(self, requests: Iterable[GenerationRequest], /) -> Iterator[RequestOutput]:
+    def run(self, requests: Iterable[GenerationRequest], /) -> Generator[RequestOutput, None, None]:
         """Yields each request's output when it is finished, in that order; pulls requests as it has room for them.
 
         A request that cannot be served yields an output with an error; the others go on. Closing the iterator
         cancels what is unfinished.
         """
 
-    def stream(self, prompt: str, params: SamplingParams, /) -> Iterator[OutputPiece]:
+    def stream(self, prompt: str, params: SamplingParams, /) -> Generator[OutputPiece, None, None]:
         """Yields the answer to one prompt as it comes; closing the iterator cancels it.
 
         Raises:
             RequestError: the prompt cannot be served.
         """
 
-    def stream_chat(self, messages: list[ChatMessage], params: SamplingParams, /) -> Iterator[OutputPiece]:
+    def stream_chat(self, messages: list[ChatMessage], params: SamplingParams, /) -> Generator[OutputPiece, None, None]:
         """Yields the answer to a conversation as it comes; otherwise as `stream`."""

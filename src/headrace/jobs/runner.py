@@ -62,9 +62,10 @@ def run_job(
     progress.start(num_rows)
     interrupted = False
     try:
-        for finished in model.run(job.requests(rows)):
-            with held_interrupts():
-                job.finish(finished)
+        with contextlib.closing(model.run(job.requests(rows))) as outputs:
+            for finished in outputs:
+                with held_interrupts():
+                    job.finish(finished)
     except KeyboardInterrupt:
         interrupted = True
         with held_interrupts():

@@ -1,0 +1,137 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from headrace.cli.parsing import whole_number
+from headrace.errors import OptionError, RequestError
+from headrace.units import parse_bytes
+
+if TYPE_CHECKING:
+    from headrace.engine.llm import LLM
+    from headrace.sampling.parameters import ResolvedSampling, SamplingParams
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides which model runs and where."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", "-m", required=True, help="a folder, a Hugging Face name (org/name or org/name@revision), or demo"
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="type of weights and activations (default: auto, the checkpoint's own)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, CUDA where there is one)")
+    group.add_argument("--memory", type=_size, metavar="SIZE", help="memory for the whole process, like 6GiB")
+    group.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="memory to use of the GPU, like 14GiB")
+    group.add_argument(
+        "--load-format",
+        default="auto",
+        choices=("auto", "dummy"),
+        help="dummy: random weights from the configuration alone, for measurements",
+    )
+    group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
+    group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")
+    group.add_argument("--max-num-batched-tokens", type=whole_number(1), metavar="N", help="tokens of one sweep")
+    group.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template in place of the model's own")
+    group.add_argument(
+        "--seed", type=int, default=0, help="where sampling starts: the same seed, the same answers (default: 0)"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens_default: str) -> None:
+    """Adds how tokens are drawn. What is not given is left to the model's `generation_config.json`."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens",
+        type=whole_number(1),
+        metavar="N",
+        help=f"tokens to generate at most (default: {max_tokens_default})",
+    )
+    group.add_argument("--min-tokens", type=whole_number(0), metavar="N", help="tokens before an answer may end")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
+    group.add_argument("--top-p", type=float, metavar="P", help="smallest set of tokens with this probability")
+    group.add_argument("--top-k", type=int, metavar="K", help="this many most likely tokens; 0 is all")
+    group.add_argument("--min-p", type=float, metavar="P", help="tokens this likely relative to the likeliest")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer, not part of it; repeatable")
+    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end token")
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command has."""
+    parser.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors on stderr")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Returns the sampling options that were given; the rest is open.
+
+    Raises:
+        OptionError: a value cannot be.
+    """
+    from headrace.sampling.parameters import SamplingParams
+
+    names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        return SamplingParams(**given)
+    except RequestError as error:
+        option = f"--{error.param.replace('_', '-')}" if error.param else "sampling"
+        raise OptionError(f"{option}: {error}") from None
+
+
+def open_model(args: argparse.Namespace) -> LLM:
+    """Returns the model that the options describe, loaded; the caller closes it."""
+    from headrace.engine.llm import LLM
+
+    return LLM(
+        model_name(args.model),
+        revision=args.revision,
+        dtype=args.dtype,
+        device=args.device,
+        memory=args.memory,
+        gpu_memory=args.gpu_memory,
+        load_format=args.load_format,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        chat_template=args.chat_template,
+        seed=args.seed,
+    )
+
+
+def model_name(name: str) -> str:
+    """Returns where the model `name` is: `demo` is the one that comes with the package."""
+    if name != "demo":
+        return name
+    from headrace.demo import demo_model_path
+
+    return str(demo_model_path())
+
+
+def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:
+    """Returns one line with everything that sampling was resolved to and that is not off."""
+    if sampling.is_greedy:
+        parts = ["temperature 0 (greedy)"]
+    else:
+        parts = [f"temperature {sampling.temperature:g}"]
+        parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
+        parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+        parts += [f"min_p {sampling.min_p:g}"] if sampling.min_p else []
+    parts.append(f"max_tokens {max_tokens}")
+    parts += [f"min_tokens {sampling.min_tokens}"] if sampling.min_tokens else []
+    parts += [f"stop {' '.join(map(repr, sampling.stop))}"] if sampling.stop else []
+    return f"sampling: {', '.join(parts)}"
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
