@@ -15,7 +15,7 @@ SLOW_FRACTION ?= 0.1
 
 demo: $(STAMP) ## Run the example job on the model that comes with the package, and score its answers
 	@mkdir -p build
-	@$(BIN)/headrace run examples/orders.jsonl -o build/answers.jsonl --model demo
+	@$(BIN)/headrace run examples/orders.jsonl -o build/answers.jsonl --model demo --overwrite
 	@$(BIN)/python -m headrace.demo.scoring build/answers.jsonl examples/orders_expected.jsonl
 
 test: $(STAMP) ## Run the tests, with a seeded sample of the slow suites (what CI runs)

@@ -8,14 +8,14 @@ log=$folder/install.log
 
 # A name on PATH may be a shim that starts nothing (pyenv), so every candidate is run.
 find_python() {
-    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "make: no Python 3.11 or newer found; install one (on Debian and Ubuntu: apt install python3 python3-venv)," >&2
-    echo "      or name it: make PYTHON=/path/to/python3 test" >&2
+    echo "make: no Python 3.11 or newer${PYTHON:+ at PYTHON=$PYTHON}; install one (Debian, Ubuntu:" >&2
+    echo "      apt install python3 python3-venv; macOS: brew install python) or name it: make PYTHON=... test" >&2
     return 1
 }
 

@@ -67,7 +67,9 @@ def spelling(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings)
     if action.nargs == 0:
         return names
-    value = action.metavar or (",".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    value = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
     return f"{names} {value}"
 
 

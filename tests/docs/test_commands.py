@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
 from headrace.cli.main import build_parser
-
-from tests.docs.pages import ROOT, commands, pages
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from headrace.errors import OptionError
+from tests.docs.pages import ROOT, commands, load_script, pages
 
 write_cli_docs = load_script("write_cli_docs")
 COMMANDS = sorted(write_cli_docs.commands(build_parser()))
@@ -50,12 +40,13 @@ def why_refused(words: list[str]) -> str | None:
     # A command that is only named (`headrace run`) lacks its arguments; its name is all there is to check.
     if len(words) == 1 and words[0] in COMMANDS:
         return None
-    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             build_parser().parse_args(words)
+    except OptionError as error:
+        return str(error)
     except SystemExit as end:
-        return complaint.getvalue().strip().splitlines()[-1] if end.code else None
+        return f"status {end.code}" if end.code else None
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -27,8 +28,6 @@ def test_python_in_the_readme_runs(block: Block, monkeypatch: pytest.MonkeyPatch
 
 
 def test_files_that_pages_link_to_exist() -> None:
-    import re
-
     missing = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in pages()
