@@ -1,0 +1,83 @@
+"""A sweep in the making: what has been put into it, what room is left, and what to undo if it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import chain
+
+from headrace.kv_cache.manager import PrefixHit
+from headrace.scheduler.limits import SweepLimits
+from headrace.scheduler.sequence import Sequence
+from headrace.scheduler.sweep import Chunk, MicroBatch, Sweep
+
+
+class SweepDraft:
+    """Takes chunks as one stream of tokens, which is cut wherever a micro-batch is full.
+
+    Sequences that decode come first in the stream, whenever they are added: their tokens are set aside from the start.
+    The others follow in the order in which they are added, so that each can read what those before it write.
+    """
+
+    def __init__(self, limits: SweepLimits, *, decoding: Collection[Sequence], num_wanted: int) -> None:
+        """Begins an empty sweep.
+
+        Args:
+            decoding: sequences that compute one token each.
+            num_wanted: tokens that all sequences together would like to compute.
+        """
+        num_set_aside = min(len(decoding), limits.max_num_batched_tokens)
+        self._decoding = decoding
+        self._num_left_to_decode = num_set_aside
+        self._num_left_to_prefill = limits.max_num_batched_tokens - num_set_aside
+        self._micro_batch_tokens = limits.micro_batch_tokens(min(num_wanted, limits.max_num_batched_tokens))
+        self._position = num_set_aside
+        self._decodes: list[Chunk] = []
+        self._prefills: list[Chunk] = []
+        self.stops: dict[Sequence, int] = {}
+        self.admitted: dict[Sequence, PrefixHit] = {}
+
+    @property
+    def has_room_to_prefill(self) -> bool:
+        """Whether more prompt tokens can be added."""
+        return self._num_left_to_prefill > 0
+
+    def room_for(self, sequence: Sequence) -> int:
+        """Returns how many tokens of a sequence the sweep takes in all."""
+        return min(1, self._num_left_to_decode) if sequence in self._decoding else self._num_left_to_prefill
+
+    def room_in_micro_batch(self) -> int:
+        """Returns how many tokens the micro-batch takes in which the next chunk begins."""
+        return self._micro_batch_tokens - self._position % self._micro_batch_tokens
+
+    def admit(self, sequence: Sequence, hit: PrefixHit) -> None:
+        """Notes that a sequence begins to run in this sweep, after what the cache had of it."""
+        self.admitted[sequence] = hit
+
+    def add(self, sequence: Sequence, chunk: Chunk) -> None:
+        """Takes the next chunk of a sequence."""
+        self.stops[sequence] = chunk.stop
+        if sequence in self._decoding:
+            self._decodes.append(chunk)
+            self._num_left_to_decode -= 1
+        else:
+            self._prefills.append(chunk)
+            self._num_left_to_prefill -= chunk.num_tokens
+            self._position += chunk.num_tokens
+
+    def build(self, sweep_id: int) -> Sweep | None:
+        """Returns the sweep; None if nothing was added."""
+        micro_batches: list[list[Chunk]] = []
+        room = 0
+        for chunk in chain(self._decodes, self._prefills):
+            if chunk.num_tokens > room:
+                micro_batches.append([])
+                room = self._micro_batch_tokens
+            micro_batches[-1].append(chunk)
+            room -= chunk.num_tokens
+        if not micro_batches:
+            return None
+        return Sweep(
+            sweep_id=sweep_id,
+            micro_batches=tuple(MicroBatch(chunks=tuple(chunks)) for chunks in micro_batches),
+            copies=tuple(copy for hit in self.admitted.values() for copy in hit.copies),
+        )

@@ -1,0 +1,32 @@
+"""How large a sweep may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepLimits:
+    """Bounds of one sweep; they may be replaced between two sweeps.
+
+    Attributes:
+        max_num_seqs: sequences that run at a time.
+        max_num_batched_tokens: tokens per sweep, over all of its micro-batches.
+        max_micro_batch_tokens: tokens per micro-batch.
+        num_micro_batches: micro-batches over which the tokens of a sweep are spread evenly; more of them where
+            `max_micro_batch_tokens` asks for it, fewer where there is too little to run.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_micro_batch_tokens: int
+    num_micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        assert min(self.max_num_seqs, self.max_num_batched_tokens) > 0, f"{self} would never run anything"
+        assert min(self.max_micro_batch_tokens, self.num_micro_batches) > 0, f"{self} would never run anything"
+
+    def micro_batch_tokens(self, num_tokens: int) -> int:
+        """Returns at how many tokens a micro-batch is full in a sweep of about `num_tokens`."""
+        share = -(-num_tokens // self.num_micro_batches)
+        return max(1, min(share, self.max_micro_batch_tokens))

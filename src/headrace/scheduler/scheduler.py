@@ -1,0 +1,214 @@
+"""Who runs in the next sweep: continuous batching between sweeps, first come first served."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from itertools import islice
+
+from headrace.kv_cache.manager import KVCacheManager
+from headrace.scheduler.draft import SweepDraft
+from headrace.scheduler.limits import SweepLimits
+from headrace.scheduler.sequence import FinishReason, Rejection, Sequence, Status
+from headrace.scheduler.sweep import Chunk, Sweep
+
+
+class Scheduler:
+    """Makes sweeps from the sequences that were added, and takes back what came of them.
+
+    Sequences run in the order of their arrival: whoever runs came before whoever waits. A sweep takes one token of
+    every sequence that decodes, then chunks of the prompts that are under way, then new prompts, until its limits are
+    reached. When blocks run out, the youngest sequence that runs loses its own, returns to the front of those that
+    wait, and is computed again later; the oldest always gets what it needs, so every sequence ends.
+
+    Attributes:
+        limits: bounds of the next sweep; may be replaced between sweeps.
+        num_preemptions: how often a sequence lost its blocks.
+        num_prefix_hit_tokens: tokens that were found in the cache instead of computed.
+    """
+
+    def __init__(self, cache: KVCacheManager, limits: SweepLimits) -> None:
+        self.limits = limits
+        self.num_preemptions = 0
+        self.num_prefix_hit_tokens = 0
+        self._cache = cache
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self._running: OrderedDict[int, Sequence] = OrderedDict()
+        self._rejected: list[Rejection] = []
+        self._num_sweeps = 0
+        self._draft: SweepDraft | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of sequences that hold no blocks."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Number of sequences that hold blocks."""
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Lets a sequence wait for its turn; one that the cache can never hold is rejected instead."""
+        assert sequence.sequence_id not in self._running and sequence.sequence_id not in self._waiting
+        if not self._reject_if_too_long(sequence):
+            self._waiting[sequence.sequence_id] = sequence
+
+    def next_sweep(self) -> Sweep | None:
+        """Returns what runs next, to be committed or abandoned before the next call; None if nothing is left to run."""
+        assert self._draft is None, "the sweep before was neither committed nor abandoned"
+        draft = self._begin_draft()
+        lost_blocks = self._continue_running(draft)
+        if not lost_blocks:
+            self._admit_waiting(draft)
+        sweep = draft.build(self._num_sweeps)
+        if sweep is not None:
+            self._draft = draft
+            self._num_sweeps += 1
+        return sweep
+
+    def commit(self, sweep: Sweep, sampled: Mapping[int, int]) -> list[Sequence]:
+        """Takes over the results of a sweep and returns the sequences that it finished.
+
+        Args:
+            sampled: the new token of every sequence that has a chunk with `samples`, by sequence_id.
+        """
+        draft = self._end_draft(sweep)
+        for sequence, stop in draft.stops.items():
+            self._cache.commit(sequence.sequence_id)
+            sequence.num_computed = stop
+        self.num_prefix_hit_tokens += sum(hit.num_tokens for hit in draft.admitted.values())
+        sampling = [sequence for sequence in draft.stops if sequence.num_uncomputed == 0]
+        for sequence in sampling:
+            sequence.append(sampled[sequence.sequence_id])
+            if sequence.status is Status.FINISHED or self._reject_if_too_long(sequence):
+                self._remove(sequence)
+        return [sequence for sequence in sampling if sequence.finish_reason is not None]
+
+    def abandon(self, sweep: Sweep) -> None:
+        """Forgets a sweep that failed: its sequences are as they were before it.
+
+        Sequences that lost their blocks to it stay waiting; they only compute again.
+        """
+        draft = self._end_draft(sweep)
+        for sequence in reversed(draft.stops):
+            self._cache.abandon(sequence.sequence_id)
+            if sequence in draft.admitted:
+                self._return_to_waiting(sequence)
+
+    def finish(self, sequence_id: int, reason: FinishReason) -> None:
+        """Ends a sequence from outside, between sweeps: a stop string was found, or nobody wants it any more."""
+        assert self._draft is None, "a sequence ends between sweeps"
+        sequence = self._waiting.pop(sequence_id, None)
+        if sequence is None:
+            sequence = self._running[sequence_id]
+            self._remove(sequence)
+        sequence.finish(reason)
+
+    def take_rejected(self) -> list[Rejection]:
+        """Returns the sequences that were rejected since the last call."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def _begin_draft(self) -> SweepDraft:
+        limits = self.limits
+        decoding = {sequence for sequence in self._running.values() if sequence.num_uncomputed == 1}
+        num_wanted = sum(sequence.num_uncomputed for sequence in self._running.values())
+        for sequence in islice(self._waiting.values(), max(0, limits.max_num_seqs - len(self._running))):
+            if num_wanted >= limits.max_num_batched_tokens:
+                break
+            num_wanted += sequence.num_tokens
+        return SweepDraft(limits, decoding=decoding, num_wanted=num_wanted)
+
+    def _end_draft(self, sweep: Sweep) -> SweepDraft:
+        draft, self._draft = self._draft, None
+        assert draft is not None and sweep.sweep_id == self._num_sweeps - 1, f"sweep {sweep.sweep_id} is not under way"
+        return draft
+
+    def _continue_running(self, draft: SweepDraft) -> bool:
+        """Adds those that run, oldest first; returns whether one of them lost its blocks to an older one."""
+        lost_blocks = False
+        for sequence in list(self._running.values())[: self.limits.max_num_seqs]:
+            while sequence.status is Status.RUNNING and draft.room_for(sequence):
+                if self._add_chunks(draft, sequence) or self._youngest() is sequence:
+                    break
+                self._preempt(self._youngest())
+                lost_blocks = True
+        return lost_blocks
+
+    def _admit_waiting(self, draft: SweepDraft) -> None:
+        """Adds those that wait, first come first served, until one of them has to go on waiting."""
+        while self._waiting and len(self._running) < self.limits.max_num_seqs and draft.has_room_to_prefill:
+            sequence = next(iter(self._waiting.values()))
+            if not self._admit(draft, sequence):
+                break
+
+    def _admit(self, draft: SweepDraft, sequence: Sequence) -> bool:
+        """Adds a sequence if its known tokens fit into the cache; whoever is alone is always admitted."""
+        hit = self._cache.begin(sequence.sequence_id, sequence.token_ids, sequence.salt)
+        # Those that run need a block every `block_tokens` sweeps. Room for their next few sweeps is left, or else the
+        # newcomer would soon be preempted for them.
+        num_spare = -(-len(self._running) // 4)
+        if self._running and not self._cache.can_admit(sequence.sequence_id, sequence.num_tokens, num_spare=num_spare):
+            self._cache.free(sequence.sequence_id)
+            return False
+        self._running[sequence.sequence_id] = self._waiting.pop(sequence.sequence_id)
+        sequence.status = Status.RUNNING
+        sequence.num_computed = hit.num_tokens
+        if not sequence.num_preemptions:
+            sequence.num_prefix_hit_tokens = hit.num_tokens
+        draft.admit(sequence, hit)
+        was_added = self._add_chunks(draft, sequence)
+        assert was_added, f"sequence {sequence.sequence_id} was admitted without a block for its first token"
+        return True
+
+    def _add_chunks(self, draft: SweepDraft, sequence: Sequence) -> bool:
+        """Adds as many of a sequence's tokens as the sweep and the blocks allow; returns whether there was one."""
+        start = sequence.num_computed
+        limit = start + min(sequence.num_uncomputed, draft.room_for(sequence))
+        while start < limit:
+            reach = min(limit, start + draft.room_in_micro_batch())
+            extended = self._cache.extend(sequence.sequence_id, sequence.token_ids, reach)
+            if extended is None:
+                break
+            stop, block_tables = extended
+            chunk = Chunk(
+                sequence_id=sequence.sequence_id,
+                start=start,
+                token_ids=tuple(sequence.token_ids[start:stop]),
+                block_tables=block_tables,
+                samples=stop == sequence.num_tokens,
+            )
+            draft.add(sequence, chunk)
+            start = stop
+        return start > sequence.num_computed
+
+    def _youngest(self) -> Sequence:
+        return next(reversed(self._running.values()))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._return_to_waiting(sequence)
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def _return_to_waiting(self, sequence: Sequence) -> None:
+        """Frees the blocks of the youngest sequence that runs, which so becomes the first of those that wait."""
+        self._remove(sequence)
+        self._waiting[sequence.sequence_id] = sequence
+        self._waiting.move_to_end(sequence.sequence_id, last=False)
+        sequence.status = Status.WAITING
+        sequence.num_computed = 0
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._running[sequence.sequence_id]
+        self._cache.free(sequence.sequence_id)
+
+    def _reject_if_too_long(self, sequence: Sequence) -> bool:
+        capacity_tokens = self._cache.capacity_tokens
+        if sequence.num_tokens <= capacity_tokens:
+            return False
+        sequence.status = Status.FINISHED
+        self._rejected.append(
+            Rejection(sequence=sequence, num_tokens=sequence.num_tokens, capacity_tokens=capacity_tokens)
+        )
+        return True

@@ -1,0 +1,109 @@
+"""A sequence: a prompt and what has been generated after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Sequence:
+    """One sample of one request. The scheduler alone changes it.
+
+    Attributes:
+        sequence_id: unique among the sequences that are not finished.
+        request_id: shared by the `n` samples of a request.
+        sample_index: which of the `n` samples this is.
+        prompt_ids: at least one token.
+        max_tokens: generation ends after this many tokens, at least one.
+        min_tokens: a stop id ends the generation only after this many other tokens.
+        stop_ids: tokens that end the generation, end-of-sequence tokens included.
+        salt: sequences of different salt share no KV (adapter, KV codec).
+
+        token_ids: all known tokens: the prompt, then what was generated, a stop token included.
+        num_computed: leading tokens whose KV or state is committed.
+        stop_token: the stop id that ended the generation.
+        num_prefix_hit_tokens: prompt tokens that were found in the cache when the sequence first ran.
+        num_preemptions: how often its blocks were taken away.
+    """
+
+    sequence_id: int
+    request_id: int
+    sample_index: int = 0
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    salt: str = ""
+
+    token_ids: list[int] = field(init=False)
+    num_computed: int = field(init=False, default=0)
+    status: Status = field(init=False, default=Status.WAITING)
+    finish_reason: FinishReason | None = field(init=False, default=None)
+    stop_token: int | None = field(init=False, default=None)
+    num_prefix_hit_tokens: int = field(init=False, default=0)
+    num_preemptions: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        assert self.prompt_ids, f"sequence {self.sequence_id} has no token to begin with"
+        assert self.max_tokens > 0, f"sequence {self.sequence_id} would generate {self.max_tokens} tokens"
+        self.token_ids = list(self.prompt_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of known tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Number of known tokens that are yet to be computed: 1 while decoding, more during prefill."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids) - len(self.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        """A new list of the generated tokens, a stop token included."""
+        return self.token_ids[len(self.prompt_ids) :]
+
+    def append(self, token_id: int) -> None:
+        """Adds a generated token, which may finish the sequence."""
+        self.token_ids.append(token_id)
+        if token_id in self.stop_ids and self.num_output_tokens > self.min_tokens:
+            self.stop_token = token_id
+            self.finish("stop")
+        elif self.num_output_tokens >= self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """Nothing is generated any more."""
+        self.status = Status.FINISHED
+        self.finish_reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """A sequence that the KV cache cannot hold even alone. It is finished, without a finish reason.
+
+    Attributes:
+        num_tokens: how many tokens it has.
+        capacity_tokens: how many fit.
+    """
+
+    sequence: Sequence
+    num_tokens: int
+    capacity_tokens: int
