@@ -27,7 +27,8 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     """Builds the model that `path`/config.json describes, in eval mode, without reading or allocating its weights.
 
     A parameter's dtype on the meta device is the one it is to be loaded in: `dtype`, unless the architecture asks for
-    float32. Persistent buffers are real but hold initial values until they are loaded. Code in the checkpoint is never run.
+    float32. Persistent buffers are real but hold initial values until they are loaded. The checkpoint's own code is
+    never run.
 
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
@@ -48,10 +49,13 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
             f"{transformers_version}; expected a model that generates text; choose another model"
         )
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, trust_remote_code=False
+        )
     _keep_in_float32(model, dtype)
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def check_model_type(config_file: Path, config: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""From checkpoint names to parameters: transformers' renamings and conversions, carried out as arithmetic where possible.
+"""From checkpoint names to parameters: transformers' renamings and conversions, done as arithmetic where possible.
 
 Stacking and concatenation (per-expert tensors into merged experts) become a gather of byte ranges. Any other conversion
 is left to transformers itself, one parameter at a time.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -42,7 +43,8 @@ class Conversion:
         """Returns the converted tensors by parameter name; `read` supplies each input when it is needed."""
         converter = copy.deepcopy(self.converter)
         for pattern, entry in self.inputs:
-            converter.add_tensor(self.first_target, entry.name, pattern, lambda entry=entry: read(entry))
+            # transformers takes a callable wherever it takes a future.
+            converter.add_tensor(self.first_target, entry.name, pattern, partial(read, entry))  # type: ignore[arg-type]
         converted = converter.convert(self.first_target, model=model, config=model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 

@@ -149,7 +149,7 @@ def _assemble(
     ends: list[tuple[str, Group]] = []
     if (embedding := model.get_input_embeddings()) is not None:
         ends.append((module_names[embedding] + ".", "embedding"))
-    if (head := model.get_output_embeddings()) is not None:
+    if (head := model.get_output_embeddings()) is not None:  # type: ignore[no-untyped-call]
         ends.append((module_names[head] + ".", "head"))
 
     def group(name: str) -> Group:

@@ -39,8 +39,8 @@ def allocate_on(device: torch.device) -> Allocate:
 class WeightLoader:
     """Brings the parameters of a skeleton into memory and takes them out again, a group at a time.
 
-    Parameters in host memory of the checkpoint's own dtype are read in place; for other dtypes and devices the bytes pass
-    through one staging buffer of 16 MiB. A context manager: `close` closes the files and drops the staging buffer.
+    Parameters in host memory of the checkpoint's own dtype are read in place; for other dtypes and devices the bytes
+    pass through one staging buffer of 16 MiB. A context manager: `close` closes the files and drops the staging buffer.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class WeightLoader:
                     self._fill_run(tensor, run)
 
     def _fill_run(self, tensor: torch.Tensor, run: Run) -> None:
-        flat = tensor.reshape(-1)[run.target_offset : run.target_offset + run.num_elements]
+        flat = tensor.view(-1)[run.target_offset : run.target_offset + run.num_elements]
         source_dtype: torch.dtype = getattr(torch, run.entry.dtype)
         if tensor.device.type == "cpu" and tensor.dtype == source_dtype:
             self._reader.read_into(run.entry.file, run.file_offset, _bytes_of(flat))
@@ -184,7 +184,7 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous one-dimensional tensor on the CPU, as writable bytes."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 def _file_order(source: ParameterSource) -> tuple[str, int]:

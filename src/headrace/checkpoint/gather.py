@@ -1,0 +1,153 @@
+"""Where the bytes of a parameter come from: pieces of checkpoint tensors and their places in the parameter.
+
+Plain data and integer arithmetic. A loader reads the runs of a gather straight into a parameter; a layer image is the
+same list with the parameter's place in the layer added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import gcd, prod
+
+from headrace.checkpoint.tensors import TensorEntry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Box:
+    """The part `[start, start + shape)` of a tensor, per dimension."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        return cls(start=(0,) * len(shape), shape=shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """The part `source` of a checkpoint tensor, which fills the part `target` of a parameter in the same row order."""
+
+    entry: TensorEntry
+    source: Box
+    target: Box
+
+    def runs(self, shape: tuple[int, ...]) -> Iterator[Run]:
+        """Yields the piece's contiguous runs in a parameter of `shape`. The entry must be stored row by row."""
+        num_elements = prod(self.target.shape)
+        if num_elements == 0:
+            return
+        step = gcd(_contiguous(self.source, self.entry.shape), _contiguous(self.target, shape))
+        for first in range(0, num_elements, step):
+            yield Run(
+                entry=self.entry,
+                source_offset=_offset(first, self.source, self.entry.shape),
+                target_offset=_offset(first, self.target, shape),
+                num_elements=step,
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """`num_elements` that are contiguous in the file and in the parameter; offsets count elements from their starts."""
+
+    entry: TensorEntry
+    source_offset: int
+    target_offset: int
+    num_elements: int
+
+    @property
+    def file_offset(self) -> int:
+        """The run's first byte in `entry.file`."""
+        return self.entry.offset + self.source_offset * self.entry.itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gather:
+    """A tensor of `shape` that `pieces` fill completely, each element once."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def whole(cls, entry: TensorEntry) -> Gather:
+        """The checkpoint tensor as it is."""
+        box = Box.whole(entry.shape)
+        return cls(shape=entry.shape, pieces=(Piece(entry=entry, source=box, target=box),))
+
+    def runs(self) -> Iterator[Run]:
+        """Yields the contiguous runs of all pieces, whose entries must be stored row by row."""
+        for piece in self.pieces:
+            yield from piece.runs(self.shape)
+
+
+def stack(gathers: Sequence[Gather], dim: int) -> Gather:
+    """`torch.stack` of gathers.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    shapes = {gather.shape for gather in gathers}
+    if len(shapes) != 1:
+        raise ValueError(f"cannot stack shapes {_list_shapes(shapes)}")
+    (shape,) = shapes
+    dim %= len(shape) + 1
+
+    def insert(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+        return (*values[:dim], value, *values[dim:])
+
+    pieces = [
+        replace(piece, target=Box(start=insert(piece.target.start, index), shape=insert(piece.target.shape, 1)))
+        for index, gather in enumerate(gathers)
+        for piece in gather.pieces
+    ]
+    return Gather(shape=insert(shape, len(gathers)), pieces=tuple(pieces))
+
+
+def concatenate(gathers: Sequence[Gather], dim: int) -> Gather:
+    """`torch.cat` of gathers.
+
+    Raises:
+        ValueError: the shapes differ in another dimension than `dim`.
+    """
+    dim %= len(gathers[0].shape)
+
+    def with_dim(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+        return (*values[:dim], value, *values[dim + 1 :])
+
+    if len({with_dim(gather.shape, 0) for gather in gathers}) != 1:
+        shapes = {gather.shape for gather in gathers}
+        raise ValueError(f"cannot concatenate shapes {_list_shapes(shapes)} along dimension {dim}")
+    pieces: list[Piece] = []
+    position = 0
+    for gather in gathers:
+        for piece in gather.pieces:
+            start = with_dim(piece.target.start, piece.target.start[dim] + position)
+            pieces.append(replace(piece, target=replace(piece.target, start=start)))
+        position += gather.shape[dim]
+    return Gather(shape=with_dim(gathers[0].shape, position), pieces=tuple(pieces))
+
+
+def _contiguous(box: Box, shape: tuple[int, ...]) -> int:
+    """The number of elements of `box` that lie side by side in a row-major tensor of `shape`."""
+    run = 1
+    for size, full in zip(reversed(box.shape), reversed(shape), strict=True):
+        run *= size
+        if size != full:
+            break
+    return run
+
+
+def _offset(element: int, box: Box, shape: tuple[int, ...]) -> int:
+    """The place of `box`'s element number `element` in a row-major tensor of `shape`."""
+    offset, stride = 0, 1
+    for start, size, full in zip(reversed(box.start), reversed(box.shape), reversed(shape), strict=True):
+        offset += (start + element % size) * stride
+        element //= size
+        stride *= full
+    return offset
+
+
+def _list_shapes(shapes: set[tuple[int, ...]]) -> str:
+    return " and ".join(str(shape) for shape in sorted(shapes)[:4])
