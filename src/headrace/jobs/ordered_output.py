@@ -40,6 +40,11 @@ class OrderedOutput:
         self._spool_end = 0
         self._written_bytes = 0
 
+    @property
+    def spooled_bytes(self) -> int:
+        """How much waits on disk for an earlier row."""
+        return self._spool_end
+
     def check(self, *, input_path: Path | None = None) -> None:
         """Says now what `open` would say, before anything expensive is done.
 
