@@ -54,3 +54,8 @@ def test_chat_answers_every_line_until_an_empty_one(run_example: Run) -> None:
     printed = run_example("chat.py", stdin="two coffees for Ann Miller\n\nnot read\n")
     assert printed.count("> ") == 2
     assert "order" in printed
+
+
+def test_transformers_spelling_prints_one_answer_per_prompt(run_example: Run) -> None:
+    answers = [json.loads(line) for line in run_example("transformers_spelling.py").splitlines()]
+    assert [answer["type"] for answer in answers] == ["order", "appointment"]
