@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from headrace.kv_cache.blocks import BlockPool
@@ -36,6 +37,14 @@ class Node:
         self.num_pins = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartialMatch:
+    """A node of which only the first `num_tokens` tokens agree."""
+
+    node: Node
+    num_tokens: int
+
+
 class PrefixTree:
     """One tree for each salt; sequences of different salts (adapter, KV codec) never share.
 
@@ -48,9 +57,10 @@ class PrefixTree:
     def __init__(self, groups: Sequence[KVGroup], pools: Sequence[BlockPool], block_tokens: int) -> None:
         self._groups = groups
         self._pools = pools
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         self._roots: dict[str, Node] = {}
         self._owners: list[dict[int, Node]] = [{} for _ in groups]
+        self._unpublished: set[tuple[int, int]] = set()
 
     def root(self, salt: str) -> Node:
         """Returns the node of no tokens at all."""
@@ -63,9 +73,9 @@ class PrefixTree:
         path: list[Node] = []
         depth = 0
         unbroken_from = [0] * len(self._groups)  # the first block of the run without gaps that ends here
-        for stop in range(self._block_tokens, max_tokens + 1, self._block_tokens):
+        for stop in range(self.block_tokens, max_tokens + 1, self.block_tokens):
             node = path[-1] if path else root
-            child = node.children.get(tuple(token_ids[stop - self._block_tokens : stop]))
+            child = node.children.get(tuple(token_ids[stop - self.block_tokens : stop]))
             if child is None:
                 break
             path.append(child)
@@ -73,19 +83,18 @@ class PrefixTree:
                 if block == ABSENT:
                     unbroken_from[group_id] = len(path)
             if all(
-                unbroken_from[group.group_id] <= group.first_needed_block(stop, self._block_tokens)
+                unbroken_from[group.group_id] <= group.first_needed_block(stop, self.block_tokens)
                 for group in self._groups
             ):
                 depth = len(path)
         return path[:depth]
 
-    def closest_child(self, node: Node, tokens: tuple[int, ...]) -> tuple[Node, int] | None:
-        """Returns the child that agrees with `tokens` for longest, and for how many tokens; None if none does."""
+    def closest_child(self, node: Node, tokens: tuple[int, ...]) -> PartialMatch | None:
+        """Returns the child that agrees with `tokens` for longest; None if none agrees in even one token."""
         place = bisect_left(node.sorted_children, tokens)
         neighbours = node.sorted_children[max(place - 1, 0) : place + 1]
-        agreeing = [(num_common(tokens, neighbour), neighbour) for neighbour in neighbours]
-        num_tokens, best = max(agreeing, default=(0, ()))
-        return (node.children[best], num_tokens) if num_tokens else None
+        num_tokens, best = max(((num_common(tokens, each), each) for each in neighbours), default=(0, ()))
+        return PartialMatch(node=node.children[best], num_tokens=num_tokens) if num_tokens else None
 
     def child(self, node: Node, tokens: tuple[int, ...]) -> Node:
         """Returns the child of `node` with these tokens; makes it where there is none."""
@@ -96,15 +105,25 @@ class PrefixTree:
         return child
 
     def give(self, node: Node, group_id: int, block: int) -> None:
-        """Keeps a used block at a node that lacks one in this group."""
+        """Keeps a used block, which the sweep in the making computes, at a node that lacks one in this group."""
         assert node.blocks[group_id] == ABSENT, f"group {group_id} has a block at this node"
         self._pools[group_id].keep(block)
         node.blocks[group_id] = block
         self._owners[group_id][block] = node
+        self._unpublished.add((group_id, block))
+
+    def publish(self, node: Node, group_id: int) -> None:
+        """Notes that a block that was given has been computed."""
+        self._unpublished.remove((group_id, node.blocks[group_id]))
+
+    def is_published(self, node: Node) -> bool:
+        """Whether the node has a computed block in every group."""
+        return all(b != ABSENT and (group_id, b) not in self._unpublished for group_id, b in enumerate(node.blocks))
 
     def take_back(self, node: Node, group_id: int) -> None:
-        """Undoes `give`."""
+        """Forgets the block of a node, and the node if nothing else is left of it."""
         block, node.blocks[group_id] = node.blocks[group_id], ABSENT
+        self._unpublished.discard((group_id, block))
         del self._owners[group_id][block]
         self._pools[group_id].drop(block)
         self._prune(node)
@@ -117,9 +136,13 @@ class PrefixTree:
             source.num_pins -= 1
             self._prune(source)
 
-    def evict(self, group_id: int) -> None:
-        """Frees the block of this group that nobody has used for longest."""
-        node = self._owners[group_id][self._pools[group_id].oldest_idle()]
+    def make_room(self, group_id: int, num_blocks: int) -> None:
+        """Evicts what nobody has used for longest until so many blocks of this group are free."""
+        pool = self._pools[group_id]
+        while pool.num_free < num_blocks:
+            self._evict(group_id, self._owners[group_id][pool.oldest_idle()])
+
+    def _evict(self, group_id: int, node: Node) -> None:
         if self._groups[group_id].kind != "full":
             self.take_back(node, group_id)
             return

@@ -129,8 +129,8 @@ class Scheduler:
         """Adds those that run, oldest first; returns whether one of them lost its blocks to an older one."""
         lost_blocks = False
         for sequence in list(self._running.values())[: self.limits.max_num_seqs]:
-            while sequence.status is Status.RUNNING and draft.room_for(sequence):
-                if self._add_chunks(draft, sequence) or self._youngest() is sequence:
+            while sequence.status is Status.RUNNING and not self._add_chunks(draft, sequence):
+                if self._youngest() is sequence:
                     break
                 self._preempt(self._youngest())
                 lost_blocks = True
@@ -163,25 +163,32 @@ class Scheduler:
         return True
 
     def _add_chunks(self, draft: SweepDraft, sequence: Sequence) -> bool:
-        """Adds as many of a sequence's tokens as the sweep and the blocks allow; returns whether there was one."""
+        """Adds as many of a sequence's tokens as the sweep and the blocks allow.
+
+        Returns:
+            False if there was room in the sweep but no block for even one token.
+        """
         start = sequence.num_computed
-        limit = start + min(sequence.num_uncomputed, draft.room_for(sequence))
+        limit = min(start + draft.room_for(sequence), sequence.num_tokens)
         while start < limit:
-            reach = min(limit, start + draft.room_in_micro_batch())
-            extended = self._cache.extend(sequence.sequence_id, sequence.token_ids, reach)
-            if extended is None:
-                break
-            stop, block_tables = extended
-            chunk = Chunk(
-                sequence_id=sequence.sequence_id,
-                start=start,
-                token_ids=tuple(sequence.token_ids[start:stop]),
-                block_tables=block_tables,
-                samples=stop == sequence.num_tokens,
+            extended = self._cache.extend(
+                sequence.sequence_id, sequence.token_ids, min(limit, start + draft.room_in_micro_batch())
             )
-            draft.add(sequence, chunk)
+            if extended is None:
+                return start > sequence.num_computed
+            stop, block_tables = extended
+            draft.add(
+                sequence,
+                Chunk(
+                    sequence_id=sequence.sequence_id,
+                    start=start,
+                    token_ids=tuple(sequence.token_ids[start:stop]),
+                    block_tables=block_tables,
+                    samples=stop == sequence.num_tokens,
+                ),
+            )
             start = stop
-        return start > sequence.num_computed
+        return True
 
     def _youngest(self) -> Sequence:
         return next(reversed(self._running.values()))
