@@ -91,7 +91,7 @@ def open_model(args: argparse.Namespace) -> LLM:
     from headrace.engine.llm import LLM
 
     return LLM(
-        model_name(args.model),
+        args.model,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
@@ -104,15 +104,6 @@ def open_model(args: argparse.Namespace) -> LLM:
         chat_template=args.chat_template,
         seed=args.seed,
     )
-
-
-def model_name(name: str) -> str:
-    """Returns where the model `name` is: `demo` is the one that comes with the package."""
-    if name != "demo":
-        return name
-    from headrace.demo import demo_model_path
-
-    return str(demo_model_path())
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

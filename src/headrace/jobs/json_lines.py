@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from headrace.errors import RequestError
+from headrace.errors import RequestError, UsageError
 
 MAX_LINE_BYTES = 64 * 1024**2
 _BOM = b"\xef\xbb\xbf"
@@ -17,9 +17,12 @@ def read_lines(stream: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
 
     A longer line than `max_line_bytes` is yielded cut off one byte beyond it, so that memory stays bounded whatever
     the file holds. A byte order mark at the start is dropped.
+
+    Raises:
+        UsageError: the system cannot read on.
     """
     number = 0
-    while raw := stream.readline(max_line_bytes + 2):
+    while raw := _next_line(stream, number, max_line_bytes + 2):
         number += 1
         if number == 1:
             raw = raw.removeprefix(_BOM)
@@ -27,6 +30,13 @@ def read_lines(stream: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
             _skip_rest_of_line(stream)
         if line := raw.strip(b" \t\r\n"):
             yield number, line[: max_line_bytes + 1]
+
+
+def _next_line(stream: BinaryIO, number: int, limit: int) -> bytes:
+    try:
+        return stream.readline(limit)
+    except OSError as error:
+        raise UsageError(f"cannot read the input after line {number}: {error.strerror or error}") from error
 
 
 def _skip_rest_of_line(stream: BinaryIO) -> None:

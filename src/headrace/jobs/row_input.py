@@ -46,13 +46,14 @@ class RowInput:
         """Opens it at its start; a stream gives only once what it gives.
 
         Raises:
-            OptionError: the system refuses, now or while it is read.
+            OptionError: the system refuses.
         """
+        if self._source == "-":
+            yield sys.stdin.buffer
+            return
         try:
-            if self._source == "-":
-                yield sys.stdin.buffer
-            else:
-                with Path(self._source).open("rb") as file:
-                    yield file
-        except (PermissionError, FileNotFoundError) as error:
+            file = Path(self._source).open("rb")  # noqa: SIM115
+        except OSError as error:
             raise OptionError(f"cannot read {self.name}: {error.strerror}") from error
+        with file:
+            yield file

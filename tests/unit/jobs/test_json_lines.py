@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
 import pytest
 
-from headrace.errors import RequestError
+from headrace.errors import RequestError, UsageError
 from headrace.jobs.json_lines import parse_object, read_lines
 
 
@@ -64,3 +65,17 @@ def test_what_is_no_json_object_is_refused_with_the_reason(line: bytes, code: st
 
 def test_a_whole_surrogate_pair_is_one_character() -> None:
     assert parse_object(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+class BrokenFile(io.BytesIO):
+    def readline(self, size: int | None = -1, /) -> bytes:
+        if self.tell():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().readline(size)
+
+
+def test_a_file_that_cannot_be_read_on_is_one_clear_sentence() -> None:
+    lines = read_lines(BrokenFile(b"a\nb\n"))
+    assert next(lines) == (1, b"a")
+    with pytest.raises(UsageError, match="cannot read the input after line 1: Input/output error"):
+        next(lines)
