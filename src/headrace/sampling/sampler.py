@@ -1,0 +1,180 @@
+"""Draws the next token of each row from the model's logits.
+
+A row's token depends, bit for bit, on its own logits, parameters, seed, sample and step; not on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.sampling.candidates import (
+    BLOCK_WIDTH,
+    Bools,
+    Floats,
+    Ints,
+    Limits,
+    draw_candidate,
+    draw_unlimited,
+    most_likely,
+    most_likely_one,
+    rank_candidates,
+)
+from headrace.sampling.counter_random import uniform
+from headrace.sampling.parameters import ResolvedSampling
+from headrace.sampling.tokens import SampledToken, TokenLogprobs
+from headrace.units import MIB
+
+# How many of its most likely tokens a row looks at: most nuclei hold fewer than 64. A row that may keep more is ranked
+# again, deeper, and at last in full. Every step is decided by the row alone.
+_NUCLEUS_DEPTHS = (64, 512, 4096)
+_DEEPEST = 4096
+# More than MAX_LOGPROBS, so that of equals at the end of a list those with lower ids are in it.
+_LOGPROBS_DEPTH = 128
+# A copy in the logits' own dtype, the float32 logits, rows of them that are ranked again, a softmax.
+_BYTES_PER_LOGIT = 4 + 4 + 4 + 4
+
+# How a row is drawn, and the depths at which its candidates are looked for.
+_Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus"], tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingRow:
+    """What besides its logits decides a row's token.
+
+    Attributes:
+        sample_index: which of the request's `n` answers.
+        step: tokens generated so far.
+    """
+
+    sampling: ResolvedSampling
+    sample_index: int
+    step: int
+    seed: int
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: int = 32 * MIB) -> list[SampledToken]:
+    """Returns the next token of each row, in the order of `rows`; `logits` (R, V), any float dtype, stay as they are.
+
+    Rows are worked on in parts whose temporaries stay below `max_temporary_bytes`, but at least one row at a time.
+    """
+    num_tokens = logits.shape[1]
+    token_ids = np.zeros(len(rows), dtype=np.int64)
+    is_finite = np.ones(len(rows), dtype=np.bool_)
+    groups: dict[_Method, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(_method(row.sampling, num_tokens), []).append(index)
+    rows_at_once = max(1, max_temporary_bytes // (_BYTES_PER_LOGIT * (num_tokens + BLOCK_WIDTH)))
+    for method, members in groups.items():
+        for indices in _parts(members, rows_at_once):
+            part = [rows[index] for index in indices]
+            loaded = _load(logits, indices)
+            _mask_endings(loaded, part, num_tokens)
+            token_ids[indices], is_finite[indices] = _draw(loaded, part, method)
+    logprobs: dict[int, TokenLogprobs] = {}
+    for indices in _parts([i for i, row in enumerate(rows) if row.sampling.logprobs is not None], rows_at_once):
+        nums_top = [rows[index].sampling.logprobs or 0 for index in indices]
+        found = _logprobs(_load(logits, indices), token_ids[indices], nums_top, num_tokens)
+        logprobs.update(zip(indices, found, strict=True))
+    return [
+        SampledToken(token_id=token_id, logprob=logprobs.get(index), is_finite=finite)
+        for index, (token_id, finite) in enumerate(zip(token_ids.tolist(), is_finite.tolist(), strict=True))
+    ]
+
+
+def _method(sampling: ResolvedSampling, num_tokens: int) -> _Method:
+    if sampling.is_greedy:
+        return "greedy", ()
+    if 0 < sampling.top_k < num_tokens:
+        # Some more than top_k, as tokens equal to the last one stay too; few depths, so that rows can go together.
+        depth = max(16, 1 << (sampling.top_k + max(8, sampling.top_k // 4) - 1).bit_length())
+        return "top_k", (depth,) if depth <= _DEEPEST else ()
+    if sampling.top_p < 1 or sampling.min_p > 0:
+        return "nucleus", _NUCLEUS_DEPTHS
+    return "unlimited", ()
+
+
+def _parts(indices: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _load(logits: Tensor, indices: list[int]) -> Tensor:
+    """Returns the rows as float32, filled up with -inf to whole blocks."""
+    is_run = indices[-1] - indices[0] + 1 == len(indices)  # indices ascend; a run needs no copy
+    rows = logits[indices[0] : indices[-1] + 1] if is_run else logits[torch.tensor(indices, device=logits.device)]
+    num_tokens = logits.shape[1]
+    width = -(-num_tokens // BLOCK_WIDTH) * BLOCK_WIDTH
+    loaded = torch.empty(len(indices), width, dtype=torch.float32, device=logits.device)
+    loaded[:, :num_tokens] = rows
+    loaded[:, num_tokens:] = -torch.inf
+    return loaded
+
+
+def _mask_endings(logits: Tensor, rows: Sequence[SamplingRow], num_tokens: int) -> None:
+    """Rules out the tokens that would end a row before its `min_tokens`."""
+    for place, row in enumerate(rows):
+        if row.step < row.sampling.min_tokens:
+            endings = [token_id for token_id in row.sampling.ending_token_ids if token_id < num_tokens]
+            logits[place, endings] = -torch.inf
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplingRow], method: _Method) -> tuple[Ints, Bools]:
+    """Returns the tokens of rows that are drawn by one method, and which rows were finite; scales `logits` in place."""
+    kind, depths = method
+    if kind == "greedy":
+        return most_likely_one(logits)
+    uniforms = uniform([row.seed for row in rows], [row.sample_index for row in rows], [row.step for row in rows])
+    temperatures = [row.sampling.temperature for row in rows]
+    logits /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device)[:, None]
+    if kind == "unlimited":
+        return draw_unlimited(logits, uniforms)
+    limits = Limits.of([row.sampling for row in rows])
+    return _draw_ranked(logits, limits, uniforms, depths, None if kind == "top_k" else logits.softmax(-1))
+
+
+def _draw_ranked(
+    logits: Tensor, limits: Limits, uniforms: Floats, depths: tuple[int, ...], probabilities: Tensor | None
+) -> tuple[Ints, Bools]:
+    """Draws every row at the first of `depths` at which its candidates are complete."""
+    num_rows, num_tokens = logits.shape
+    token_ids = np.zeros(num_rows, dtype=np.int64)
+    is_finite = np.ones(num_rows, dtype=np.bool_)
+    pending = np.arange(num_rows)
+    for depth in (*depths, num_tokens):
+        if len(pending) == 0:
+            break
+        incomplete = []
+        # Ranking all tokens takes some 60 bytes for each, so that is done one row at a time.
+        for part in [pending] if depth < num_tokens else pending[:, None]:
+            index = slice(None) if len(part) == num_rows else torch.from_numpy(part).to(logits.device)
+            candidates = rank_candidates(
+                logits[index], limits.select(part), depth, None if probabilities is None else probabilities[index]
+            )
+            token_ids[part] = draw_candidate(candidates, uniforms[part])
+            is_finite[part] = candidates.is_finite
+            incomplete.append(part[~candidates.is_complete])
+        pending = np.concatenate(incomplete)
+    return token_ids, is_finite
+
+
+def _logprobs(logits: Tensor, token_ids: Ints, nums_top: Sequence[int], num_tokens: int) -> list[TokenLogprobs]:
+    """Returns the log-probabilities of `token_ids` (R,) and, per row, of as many most likely tokens as it asks for."""
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, torch.from_numpy(token_ids).to(logits.device)[:, None])
+    values, top_ids = most_likely(logprobs, _LOGPROBS_DEPTH)
+    results = []
+    for place, num_top in enumerate(nums_top):
+        logprob = chosen[place].item()
+        rank = int((values[place] > logprob).sum()) + 1
+        if rank > _LOGPROBS_DEPTH:
+            rank = int((logprobs[place] > logprob).sum()) + 1
+        end = min(num_top, num_tokens)
+        top = tuple(zip(top_ids[place, :end].tolist(), values[place, :end].tolist(), strict=True))
+        results.append(TokenLogprobs(token_id=int(token_ids[place]), logprob=logprob, rank=rank, top=top))
+    return results
