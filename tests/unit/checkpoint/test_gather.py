@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.checkpoint.gather import Box, Gather, Piece, concatenate, stack
+from headrace.checkpoint.tensors import TensorEntry
+
+
+class Store:
+    """Checkpoint tensors in memory, and the arrays they stand for."""
+
+    def __init__(self) -> None:
+        self.flat: dict[str, np.ndarray] = {}
+
+    def new(self, shape: tuple[int, ...]) -> tuple[Gather, np.ndarray]:
+        name = f"t{len(self.flat)}"
+        array = np.arange(np.prod(shape, dtype=int), dtype=np.int64).reshape(shape) + 1000 * len(self.flat)
+        self.flat[name] = array.reshape(-1)
+        entry = TensorEntry(
+            name=name, file=Path("f"), offset=64, num_bytes=array.nbytes, dtype="int64", shape=array.shape
+        )
+        return Gather.whole(entry), array
+
+    def read(self, gather: Gather) -> np.ndarray:
+        result = np.full(np.prod(gather.shape, dtype=int), -1)
+        for run in gather.runs():
+            target = slice(run.target_offset, run.target_offset + run.num_elements)
+            assert (result[target] == -1).all(), "an element was filled twice"
+            result[target] = self.flat[run.entry.name][run.source_offset : run.source_offset + run.num_elements]
+        return result.reshape(gather.shape)
+
+
+@given(
+    shape=st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple),
+    num_stacked=st.integers(1, 3),
+    num_joined=st.integers(1, 3),
+    stack_dim=st.integers(0, 3),
+    join_dim=st.integers(0, 3),
+)
+def test_runs_copy_what_stacking_and_concatenating_arrays_makes(
+    shape: tuple[int, ...], num_stacked: int, num_joined: int, stack_dim: int, join_dim: int
+) -> None:
+    store = Store()
+    stack_dim, join_dim = stack_dim % (len(shape) + 1), join_dim % (len(shape) + 1)
+    gathers, arrays = [], []
+    for _ in range(num_joined):
+        parts = [store.new(shape) for _ in range(num_stacked)]
+        gathers.append(stack([gather for gather, _ in parts], stack_dim))
+        arrays.append(np.stack([array for _, array in parts], stack_dim))
+    np.testing.assert_array_equal(
+        store.read(concatenate(gathers, join_dim)), np.concatenate(arrays, join_dim), strict=True
+    )
+
+
+def test_merged_experts_are_one_run_per_checkpoint_tensor() -> None:
+    store = Store()
+    gate = [store.new((6, 4))[0] for _ in range(3)]
+    up = [store.new((6, 4))[0] for _ in range(3)]
+    merged = concatenate([stack(gate, 0), stack(up, 0)], 1)
+    assert merged.shape == (3, 12, 4)
+    assert [run.num_elements for run in merged.runs()] == [24] * 6
+
+
+def test_a_part_of_a_tensor_can_be_a_piece() -> None:
+    store = Store()
+    whole, array = store.new((4, 5))
+    piece = Piece(
+        entry=whole.pieces[0].entry, source=Box(start=(1, 0), shape=(2, 5)), target=Box(start=(0, 0), shape=(2, 5))
+    )
+    gather = Gather(shape=(2, 5), pieces=(piece,))
+    np.testing.assert_array_equal(store.read(gather), array[1:3])
+    assert [(run.file_offset, run.num_elements) for run in gather.runs()] == [(64 + 5 * 8, 10)]
+
+
+def test_unequal_shapes_cannot_be_stacked() -> None:
+    store = Store()
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
+        stack([store.new((2, 3))[0], store.new((3, 2))[0]], 0)
+
+
+def test_shapes_that_differ_elsewhere_cannot_be_concatenated() -> None:
+    store = Store()
+    with pytest.raises(ValueError, match="along dimension 1"):
+        concatenate([store.new((2, 3))[0], store.new((3, 3))[0]], 1)
