@@ -80,17 +80,17 @@ def _download(repository: str, revision: str | None) -> Path:
     except Exception as error:
         return _cached(repository, revision, error)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    commit = info.sha
     try:
         chosen = sorted(name for name in sizes if name in _SETTINGS)
         weights = _choose_weights(where, sizes)
         if weights.endswith(".index.json"):
-            index_file = Path(hf_hub_download(repository, weights, revision=commit))
+            index_file = Path(hf_hub_download(repository, weights, revision=revision))
             chosen += [weights, *sorted(set(read_index(index_file).values()))]
         else:
             chosen.append(weights)
         _check_disk(where, _not_cached(info, repository, chosen, sizes), Path(HF_HUB_CACHE))
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=chosen))
+        # By branch and not by commit, so that the cache remembers the branch for a time without network.
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=chosen))
     except CheckpointError:
         raise
     except Exception as error:

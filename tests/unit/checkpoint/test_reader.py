@@ -21,7 +21,10 @@ def test_a_range_is_read_to_its_last_byte(tmp_path: Path) -> None:
 def test_a_file_that_ends_too_early_is_corrupt(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(100))
-    with RangeReader() as reader, pytest.raises(CorruptCheckpointError, match="ends at byte 100; expected .* byte 101"):
+    with (
+        RangeReader() as reader,
+        pytest.raises(CorruptCheckpointError, match=r"ends at byte 100; expected .* byte 101"),
+    ):
         reader.read_into(file, 91, memoryview(bytearray(10)))
 
 

@@ -4,7 +4,17 @@ from transformers.core_model_loading import dot_natural_key
 
 from headrace.checkpoint.tensors import natural_key
 
-NAMES = ["m.experts.10.w1", "m.experts.2.w1", "m.experts.2.w10", "m.experts.2.w9", "m.a", "m.3", "m", "m.a1b.c", "m.a.1"]
+NAMES = [
+    "m.experts.10.w1",
+    "m.experts.2.w1",
+    "m.experts.2.w10",
+    "m.experts.2.w9",
+    "m.a",
+    "m.3",
+    "m",
+    "m.a1b.c",
+    "m.a.1",
+]
 
 
 def test_numbers_in_names_sort_as_numbers() -> None:
