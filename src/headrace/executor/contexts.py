@@ -28,6 +28,7 @@ class ContextBuilder:
         attention: AttentionBackend,
         device: torch.device,
         waits: frozenset[PointKind],
+        skipped_layers: frozenset[int] = frozenset(),
     ) -> None:
         self._groups = groups
         self._block_tokens = block_tokens
@@ -35,6 +36,7 @@ class ContextBuilder:
         self._attention = attention
         self._device = device
         self._waits = waits
+        self._skipped_layers = skipped_layers
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Makes the copies that come before a sweep."""
@@ -58,6 +60,7 @@ class ContextBuilder:
             pools=self._pools,
             attention=self._attention,
             waits=self._waits,
+            skipped_layers=self._skipped_layers,
         )
 
     def _layout(
@@ -74,18 +77,21 @@ class ContextBuilder:
         )
 
     def _state_batches(self, slots: Sequence[tuple[int, ...]], lengths: Integers) -> list[StateBatch]:
-        """Batches chunks of equal length that do, or do not, continue a state."""
+        """Batches chunks of equal length that do, or do not, continue a state; readers come after their writers."""
         firsts = np.cumsum(lengths) - lengths
-        alike: dict[tuple[int, bool], list[int]] = {}
-        for row, (source, _) in enumerate(slots):
-            alike.setdefault((int(lengths[row]), source >= 0), []).append(row)
+        turn_of_target: dict[int, int] = {}
+        alike: dict[tuple[int, int, bool], list[int]] = {}
+        for row, (source, target) in enumerate(slots):
+            turn = turn_of_target.get(source, -1) + 1
+            turn_of_target[target] = turn
+            alike.setdefault((turn, int(lengths[row]), source >= 0), []).append(row)
         return [
             StateBatch(
                 tokens=self._tensor(firsts[rows][:, None] + np.arange(length)),
                 sources=self._tensor(np.array([slots[row][0] for row in rows])) if continues else None,
                 targets=self._tensor(np.array([slots[row][1] for row in rows])),
             )
-            for (length, continues), rows in alike.items()
+            for (_, length, continues), rows in sorted(alike.items())
         ]
 
     def _tensor(self, array: Integers) -> Tensor:

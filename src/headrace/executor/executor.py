@@ -37,10 +37,9 @@ class Executor:
     model: EngineModel
     points: Sequence[Point]
     contexts: ContextBuilder
-    sampler: Sampler
     schedule: Schedule = field(default=sweep_steps)
 
-    def run(self, sweep: Sweep) -> dict[int, SampledToken]:
+    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         """Returns the token that follows each sampling chunk, by sequence.
 
         Raises:
@@ -51,7 +50,7 @@ class Executor:
                 self.contexts.copy_blocks(sweep.copies)
                 contexts = [self.contexts.build(micro_batch) for micro_batch in sweep.micro_batches]
                 logits = self._drive(contexts)
-                return self._sample(sweep, logits)
+                return _sample(sweep, logits, sampler)
         except Exception as error:
             raise SweepError(f"sweep {sweep.sweep_id} failed: {type(error).__name__}: {error}") from error
 
@@ -70,10 +69,11 @@ class Executor:
             for coroutine in coroutines:
                 coroutine.cancel()
 
-    def _sample(self, sweep: Sweep, logits: Sequence[Tensor]) -> dict[int, SampledToken]:
-        sampled: dict[int, SampledToken] = {}
-        for micro_batch, rows in zip(sweep.micro_batches, logits, strict=True):
-            sequences = [chunk.sequence_id for chunk in micro_batch.chunks if chunk.samples]
-            if sequences:
-                sampled.update(zip(sequences, self.sampler(rows, sequences), strict=True))
-        return sampled
+
+def _sample(sweep: Sweep, logits: Sequence[Tensor], sampler: Sampler) -> dict[int, SampledToken]:
+    sampled: dict[int, SampledToken] = {}
+    for micro_batch, rows in zip(sweep.micro_batches, logits, strict=True):
+        sequences = [chunk.sequence_id for chunk in micro_batch.chunks if chunk.samples]
+        if sequences:
+            sampled.update(zip(sequences, sampler(rows, sequences), strict=True))
+    return sampled

@@ -37,6 +37,7 @@ class MicroBatchContext:
         logit_tokens: (R,) packed tokens whose logits are wanted.
         layouts: per KV group: the ragged layout, or the batches of a state group.
         waits: kinds of points at which this micro-batch really suspends; the others are passed without a stop.
+        skipped_layers: layers that hand on their input; not empty only where memory is probed.
     """
 
     token_ids: Tensor
@@ -46,6 +47,7 @@ class MicroBatchContext:
     pools: KVPools
     attention: AttentionBackend
     waits: frozenset[PointKind]
+    skipped_layers: frozenset[int] = frozenset()
 
     def reach(self, point: Point) -> None:
         """Waits at `point` where this micro-batch waits at such points."""

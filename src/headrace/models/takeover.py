@@ -8,6 +8,7 @@ Attention and experts are taken over through transformers' own registries, where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,33 @@ class _StandIn(nn.Module):
         return self.__dict__["real"](*args, **kwargs)
 
 
+class _LayerStandIn(_StandIn):
+    """Waits before a layer; a micro-batch may skip the layer, once another one has shown what layers return."""
+
+    def __init__(self, real: nn.Module, point: Point, returns: _LayerReturns) -> None:
+        super().__init__(real, point)
+        self.__dict__["returns"] = returns
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        point, returns = self.__dict__["point"], self.__dict__["returns"]
+        if point.layer in current().skipped_layers:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden,) if returns.a_tuple else hidden
+        result = super().forward(*args, **kwargs)
+        returns.a_tuple = isinstance(result, tuple)
+        return result
+
+
+@dataclass(slots=True)
+class _LayerReturns:
+    """What the layers of one model return: hidden states alone, or as the first of a tuple."""
+
+    a_tuple: bool = False
+
+
 def _stand_in(model: PreTrainedModel) -> None:
-    found = find_layers(model)
-    stand_ins = (_StandIn(layer, Point("layer", index)) for index, layer in enumerate(found.layers))
+    found, returns = find_layers(model), _LayerReturns()
+    stand_ins = (_LayerStandIn(layer, Point("layer", index), returns) for index, layer in enumerate(found.layers))
     setattr(found.parent, found.attribute, nn.ModuleList(stand_ins))
     model.set_input_embeddings(_StandIn(model.get_input_embeddings(), Point("embedding")))
     model.set_output_embeddings(_StandIn(model.get_output_embeddings(), Point("head")))

@@ -1,0 +1,281 @@
+"""The engine: requests in, tokens out. Its loop is the three lines of `step`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from torch import Tensor
+
+from headrace.engine.answer import Answer, seconds_per_token
+from headrace.engine.outputs import RequestMetrics, RequestOutput
+from headrace.engine.requests import GenerationRequest
+from headrace.errors import RequestError, SweepError
+from headrace.executor.executor import Executor
+from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
+from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
+from headrace.sampling.sampler import sample
+from headrace.sampling.tokens import SampledToken
+from headrace.scheduler.scheduler import Scheduler
+from headrace.scheduler.sequence import Rejection, Status
+from headrace.scheduler.sequence import Sequence as ScheduledSequence
+from headrace.scheduler.sweep import Sweep
+from headrace.storage.governor import Governor
+from headrace.units import MIB
+
+_SAMPLING_BYTES = 32 * MIB
+_SWEEPS_PER_CHECK = 16
+_SMALLEST_SWEEP = 16
+_WINDOW = 2
+"""Requests that are in the engine at a time, as a multiple of those that can run."""
+_NOT_FINITE = RequestError(
+    "the model's logits for this row are not finite; the dtype may be too narrow (try --dtype float32 or bfloat16) or "
+    "the checkpoint damaged",
+    code="non_finite_logits",
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Running:
+    """A request that has been added and has not ended."""
+
+    ticket: int
+    request: GenerationRequest
+    arrived_seconds: float
+    answers: list[Answer]
+    sequences: list[ScheduledSequence]
+    num_open: int
+    started_seconds: float | None = None
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Engine:
+    """Runs requests to their ends, all together, sweep by sweep.
+
+    Attributes:
+        max_model_len: tokens of prompt and answer together.
+        seed: from which requests without a seed of their own get one.
+        finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
+    """
+
+    scheduler: Scheduler
+    executor: Executor
+    governor: Governor
+    tokenizer: Tokenizer | WithoutTokenizer
+    defaults: GenerationDefaults
+    max_model_len: int
+    vocab_size: int
+    seed: int
+    finished: dict[int, RequestOutput] = field(default_factory=dict)
+    _running: dict[int, _Running] = field(default_factory=dict)
+    _answers: dict[int, tuple[_Running, Answer]] = field(default_factory=dict)
+    _tickets: itertools.count[int] = field(default_factory=itertools.count)
+    _sequence_ids: itertools.count[int] = field(default_factory=itertools.count)
+    _num_sweeps: int = 0
+
+    def check(self, request: GenerationRequest) -> ResolvedSampling:
+        """Returns how the request would be sampled.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        self._check_prompt(request.prompt_token_ids)
+        room = self.max_model_len - len(request.prompt_token_ids)
+        return request.params.resolve(self.defaults, default_max_tokens=room, room=room)
+
+    def add(self, request: GenerationRequest) -> int:
+        """Takes a request in, to run with the next sweeps; returns the ticket under which it ends in `finished`.
+
+        Raises:
+            RequestError: it cannot be served; nothing was taken in.
+        """
+        sampling = self.check(request)
+        seed = sampling.seed if sampling.seed is not None else derived_seed(self.seed, request.request_id)
+        running = _Running(
+            ticket=next(self._tickets),
+            request=request,
+            arrived_seconds=time.perf_counter(),
+            answers=[],
+            sequences=[],
+            num_open=sampling.n,
+        )
+        self._running[running.ticket] = running
+        for index in range(sampling.n):
+            sequence = ScheduledSequence(
+                sequence_id=next(self._sequence_ids),
+                request_id=request.request_id,
+                sample_index=index,
+                prompt_ids=request.prompt_token_ids,
+                max_tokens=sampling.max_tokens,
+                min_tokens=sampling.min_tokens,
+                stop_ids=sampling.ending_token_ids,
+            )
+            answer = Answer(index=index, sampling=sampling, seed=seed, decoder=self.tokenizer)
+            running.answers.append(answer)
+            running.sequences.append(sequence)
+            self._answers[sequence.sequence_id] = (running, answer)
+            self.scheduler.add(sequence)
+        return running.ticket
+
+    def step(self) -> None:
+        """Runs one sweep, if there is anything to run; what it finishes is in `finished`.
+
+        Raises:
+            SweepError: the sweep failed; every request is as it was before it.
+            BudgetError: memory is above the budget and the smallest sweep does not help.
+        """
+        sweep = self.scheduler.next_sweep()
+        if sweep is not None:
+            tokens = self._run(sweep)
+            self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in tokens.items()})
+            self._accept(tokens)
+            self._govern()
+        for rejection in self.scheduler.take_rejected():
+            self._reject(rejection)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether more requests would find room soon; a caller with many adds no more than this asks for."""
+        return len(self._running) < _WINDOW * self.scheduler.limits.max_num_seqs
+
+    def cancel(self, ticket: int) -> None:
+        """Ends a request whose caller no longer wants it, and drops its output."""
+        self.finished.pop(ticket, None)
+        running = self._running.pop(ticket, None)
+        if running is not None:
+            self._forget(running)
+
+    def first_answer(self, ticket: int) -> Answer:
+        """Returns the growing answer of a request that has just been added, to read from it as it grows."""
+        return self._running[ticket].answers[0]
+
+    def _run(self, sweep: Sweep) -> dict[int, SampledToken]:
+        now = time.perf_counter()
+        for chunk in (chunk for batch in sweep.micro_batches for chunk in batch.chunks):
+            running, _ = self._answers[chunk.sequence_id]
+            running.started_seconds = running.started_seconds or now
+        try:
+            return self.executor.run(sweep, self._draw)
+        except SweepError:
+            self.scheduler.abandon(sweep)
+            raise
+
+    def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken]:
+        """The executor's sampler: one token for each row of `logits` (R, vocabulary)."""
+        rows = [self._answers[sequence_id][1].next_row() for sequence_id in sequence_ids]
+        return sample(logits, rows, max_temporary_bytes=_SAMPLING_BYTES)
+
+    def _check_prompt(self, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise RequestError("the prompt is empty; expected at least one token", code="empty_prompt", param="prompt")
+        if len(token_ids) >= self.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(token_ids)} tokens; the context holds {self.max_model_len}, the answer included; "
+                "shorten the prompt, or raise --max-model-len where the model and the memory allow it",
+                code="context_length_exceeded",
+                param="prompt",
+            )
+        outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
+        if outside is not None:
+            raise RequestError(
+                f"token {outside} is not in the vocabulary of {self.vocab_size}; expected ids of the model's tokenizer",
+                code="invalid_value",
+                param="prompt",
+            )
+
+    def _accept(self, tokens: Mapping[int, SampledToken]) -> None:
+        """Hands new tokens to their answers, and ends the requests whose last answer has ended."""
+        for sequence_id, token in tokens.items():
+            found = self._answers.get(sequence_id)
+            if found is None:  # a sibling's broken logits ended the request a moment ago
+                continue
+            running, answer = found
+            sequence = running.sequences[answer.index]
+            if not token.is_finite:
+                self._fail(running, _NOT_FINITE)
+                continue
+            reason = sequence.finish_reason
+            assert reason != "cancelled", "a cancelled sequence is in no sweep"
+            if answer.accept(token, ended_by=reason):
+                self.scheduler.finish(sequence_id, "stop")
+            if answer.finish_reason is not None:
+                del self._answers[sequence_id]
+                running.num_open -= 1
+                if not running.num_open:
+                    self._complete(running)
+
+    def _complete(self, running: _Running) -> None:
+        del self._running[running.ticket]
+        answers = running.answers
+        firsts = [answer.first_token_seconds for answer in answers if answer.first_token_seconds is not None]
+        started = running.started_seconds or running.arrived_seconds
+        self.finished[running.ticket] = RequestOutput(
+            request_id=running.request.request_id,
+            prompt=running.request.prompt,
+            prompt_token_ids=running.request.prompt_token_ids,
+            outputs=tuple(answer.completion() for answer in answers),
+            metrics=RequestMetrics(
+                ttft_seconds=min(firsts) - running.arrived_seconds,
+                tpot_seconds=seconds_per_token(answers),
+                queued_seconds=started - running.arrived_seconds,
+                num_cached_tokens=running.sequences[0].num_prefix_hit_tokens,
+            ),
+        )
+
+    def _reject(self, rejection: Rejection) -> None:
+        running, _ = self._answers[rejection.sequence.sequence_id]
+        error = RequestError(
+            f"the row has {rejection.num_tokens} tokens; memory holds the KV of {rejection.capacity_tokens} per row; "
+            "give more with --memory, or shorten it",
+            code="context_length_exceeded",
+            param="prompt",
+        )
+        self._fail(running, error)
+
+    def _fail(self, running: _Running, error: RequestError) -> None:
+        del self._running[running.ticket]
+        self._forget(running)
+        self.finished[running.ticket] = failed_output(running.request, error)
+
+    def _forget(self, running: _Running) -> None:
+        """Ends what is left of a request in the scheduler."""
+        for sequence in running.sequences:
+            self._answers.pop(sequence.sequence_id, None)
+            if sequence.status is not Status.FINISHED:
+                self.scheduler.finish(sequence.sequence_id, "cancelled")
+
+    def _govern(self) -> None:
+        """Makes sweeps smaller while the process uses more memory than it was given."""
+        self._num_sweeps += 1
+        if self._num_sweeps % _SWEEPS_PER_CHECK or not self.governor.pressed():
+            return
+        limits = self.scheduler.limits
+        if limits.max_num_batched_tokens <= _SMALLEST_SWEEP:
+            self.governor.check()
+            return
+        smaller = max(_SMALLEST_SWEEP, limits.max_num_batched_tokens // 2)
+        self.scheduler.limits = replace(
+            limits,
+            max_num_batched_tokens=smaller,
+            max_micro_batch_tokens=min(limits.max_micro_batch_tokens, smaller),
+            max_num_seqs=min(limits.max_num_seqs, smaller),
+        )
+
+
+def failed_output(request: GenerationRequest, error: RequestError) -> RequestOutput:
+    """Returns the output of a request that ended with `error`."""
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        prompt_token_ids=request.prompt_token_ids,
+        outputs=(),
+        error=error,
+    )
+
+
+def derived_seed(seed: int, request_id: int) -> int:
+    """Returns the seed of a request that names none: 64 bits that depend on the engine's seed and its number."""
+    return int.from_bytes(blake2b(f"{seed}:{request_id}".encode(), digest_size=8).digest())

@@ -1,0 +1,239 @@
+"""`LLM`: a loaded model that generates text."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from headrace.engine.engine import Engine, failed_output
+from headrace.engine.launch import launch
+from headrace.engine.options import EngineOptions
+from headrace.engine.outputs import OutputPiece, RequestOutput
+from headrace.engine.requests import ChatMessage, GenerationRequest
+from headrace.errors import HeadraceError, RequestError
+from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
+from headrace.sampling.parameters import GenerationDefaults, SamplingParams
+from headrace.units import parse_bytes
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A language model in memory; a context manager that frees it at the end.
+
+        with LLM("path-or-hub-name", dtype="bfloat16") as llm:
+            outputs = llm.generate(["Once upon a time"], SamplingParams(max_tokens=32))
+
+    One thread at a time may use it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        memory: str | int | None = None,
+        gpu_memory: str | int | None = None,
+        load_format: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        num_micro_batches: int = 1,
+        seed: int = 0,
+        enable_prefix_caching: bool = True,
+        chat_template: str | Path | None = None,
+    ) -> None:
+        """Loads the model.
+
+        Args:
+            model: a local directory, a hub name (`org/name`, `org/name@revision`), or `demo`, the one in the package.
+            revision: branch, tag or commit of a hub name.
+            dtype: of weights, KV and arithmetic: `auto` (the checkpoint's), `float32`, `bfloat16`, `float16`.
+            device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`.
+            memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default.
+            gpu_memory: the same for the GPU's own memory.
+            load_format: `auto`, or `dummy` for random weights from a configuration alone.
+            max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
+            max_num_seqs: rows that run at a time.
+            max_num_batched_tokens: tokens of one sweep.
+            num_micro_batches: parts in which a sweep runs; more than one changes no token and needs less memory.
+            seed: from which requests without a seed get theirs.
+            enable_prefix_caching: share the KV of equal beginnings.
+            chat_template: file with a Jinja template that replaces the checkpoint's own.
+
+        Raises:
+            UsageError: the model, an option or the memory is not right; the message says what to do.
+        """
+        launched = launch(
+            EngineOptions(
+                model=str(model),
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                memory_bytes=_size(memory),
+                gpu_memory_bytes=_size(gpu_memory),
+                load_format=load_format,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                num_micro_batches=num_micro_batches,
+                seed=seed,
+                enable_prefix_caching=enable_prefix_caching,
+                chat_template=chat_template,
+            )
+        )
+        self._engine: Engine | None = launched.engine
+        self._next_request = 0
+        self.tokenizer: Tokenizer | WithoutTokenizer = launched.tokenizer
+        self.model_name: str = launched.model_name
+        self.description: str = launched.description
+        self.max_model_len: int = launched.engine.max_model_len
+        self.defaults: GenerationDefaults = launched.engine.defaults
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continues one or many prompts, as text or token ids; returns their outputs in the order of the prompts.
+
+        Without `max_tokens` an answer may take the rest of the context.
+
+        Raises:
+            RequestError: a prompt cannot be served; none was run. Use `run` to have errors as outputs instead.
+        """
+        requests = self._requests(_as_list(prompts), params)
+        for request in requests:
+            self._require_engine().check(request)
+        outputs = {output.request_id: output for output in self.run(requests)}
+        for output in outputs.values():
+            if output.error is not None:
+                raise output.error
+        return [outputs[request.request_id] for request in requests]
+
+    def chat(self, messages: Sequence[ChatMessage], params: SamplingParams | None = None) -> RequestOutput:
+        """Answers a conversation, in the form that the model's chat template gives it.
+
+        Raises:
+            RequestError: there is no template, it refuses the messages, or they are too long.
+        """
+        return self.generate([self.tokenizer.encode_chat(messages)], params)[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[OutputPiece, None, None]:
+        """Yields the first answer to one prompt as it comes; closing the iterator cancels it.
+
+        Raises:
+            RequestError: the prompt cannot be served.
+        """
+        (request,) = self._requests([prompt], params)
+        engine = self._require_engine()
+        engine.check(request)
+        return _stream(engine, request)
+
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], params: SamplingParams | None = None
+    ) -> Generator[OutputPiece, None, None]:
+        """Yields the answer to a conversation as it comes; otherwise as `stream`."""
+        return self.stream(self.tokenizer.encode_chat(messages), params)
+
+    def run(self, requests: Iterable[GenerationRequest]) -> Generator[RequestOutput, None, None]:
+        """Yields each request's output when it is finished; pulls requests as there is room for them.
+
+        A request that cannot be served gives an output with an error; the others go on. Closing the iterator cancels
+        what is unfinished. Request ids are the caller's, unique among those that run together.
+
+        Raises:
+            SweepError: a sweep failed; every request that was finished before has been yielded.
+        """
+        return _run(self._require_engine(), iter(requests))
+
+    def close(self) -> None:
+        """Frees the model; a second call does nothing."""
+        self._engine = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_engine(self) -> Engine:
+        if self._engine is None:
+            raise HeadraceError("this LLM is closed; make a new one")
+        return self._engine
+
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[GenerationRequest]:
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(params)} sampling parameters for {len(prompts)} prompts; expected one, or one each",
+                code="invalid_value",
+                param="params",
+            )
+        first, self._next_request = self._next_request, self._next_request + len(prompts)
+        return [
+            GenerationRequest(
+                request_id=first + index,
+                prompt=prompt if isinstance(prompt, str) else None,
+                prompt_token_ids=tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt),
+                params=own,
+            )
+            for index, (prompt, own) in enumerate(zip(prompts, params, strict=True))
+        ]
+
+
+def _run(engine: Engine, requests: Iterator[GenerationRequest]) -> Generator[RequestOutput, None, None]:
+    tickets: set[int] = set()
+    more = True
+    try:
+        while more or tickets:
+            while more and engine.wants_more:
+                request = next(requests, None)
+                if request is None:
+                    more = False
+                    break
+                try:
+                    tickets.add(engine.add(request))
+                except RequestError as error:
+                    yield failed_output(request, error)
+            engine.step()
+            for ticket in sorted(tickets & engine.finished.keys()):
+                tickets.remove(ticket)
+                yield engine.finished.pop(ticket)
+    finally:
+        for ticket in tickets:
+            engine.cancel(ticket)
+
+
+def _stream(engine: Engine, request: GenerationRequest) -> Generator[OutputPiece, None, None]:
+    ticket = engine.add(request)
+    answer = engine.first_answer(ticket)
+    try:
+        while ticket not in engine.finished:
+            engine.step()
+            piece = answer.take_piece()
+            if piece.token_ids:
+                yield piece
+        error = engine.finished[ticket].error
+        if error is not None:
+            raise error
+    finally:
+        engine.cancel(ticket)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _size(size: str | int | None) -> int | None:
+    return parse_bytes(size) if isinstance(size, str) else size

@@ -1,0 +1,30 @@
+"""The tensors of a model's KV groups, built from its layer table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from headrace.kv_cache.pools import Allocate, KVPools, PageShape, SlotShape
+from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
+
+
+def build_pools(
+    table: LayerTable, num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype, allocate: Allocate
+) -> KVPools:
+    """Allocates `num_blocks` blocks (slots, for state groups) for each group of `table`."""
+    group_of = {layer: group.group_id for group in table.groups for layer in group.layers}
+    layers = [(group_of[index], _shape(layer.memory)) for index, layer in enumerate(table.layers)]
+    return KVPools(layers=layers, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, allocate=allocate)
+
+
+def _shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:
+    if isinstance(memory, StateSpec):
+        return SlotShape(conv_shape=memory.conv_shape, recurrent_shape=memory.recurrent_shape)
+    return PageShape(
+        num_kv_heads=memory.num_kv_heads,
+        key_width=memory.key_width,
+        value_width=memory.value_width,
+        latent=memory.latent,
+    )

@@ -1,0 +1,47 @@
+"""Device and dtype as users name them."""
+
+from __future__ import annotations
+
+import torch
+
+from headrace.errors import OptionError, PlatformError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
+
+    Raises:
+        OptionError: the name means nothing here.
+        PlatformError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise PlatformError(f"device {name!r}: this machine has {count} usable CUDA devices; try --device cpu")
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype | None:
+    """Returns the dtype of a name; None for `auto`, the checkpoint's own.
+
+    Raises:
+        OptionError: the name means nothing here.
+    """
+    if name != "auto" and name not in _DTYPES:
+        raise OptionError(f"dtype is {name!r}; expected auto, {', '.join(_DTYPES)}")
+    return _DTYPES.get(name)
+
+
+def dtype_of_config(config: dict[str, object]) -> torch.dtype:
+    """Returns the dtype that a configuration states, where there are no weights to ask; float32 where it is silent."""
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    return _DTYPES.get(name, torch.float32)

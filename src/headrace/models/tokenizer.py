@@ -1,0 +1,116 @@
+"""A checkpoint's tokenizer and chat template, as the engine uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import TemplateError
+
+from headrace.errors import CheckpointError, CorruptCheckpointError, OptionError, RequestError
+from headrace.models.transformers_api import AutoTokenizer, PreTrainedTokenizerBase
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class Tokenizer:
+    """Text to tokens and back; `chat_template`, where given, replaces the checkpoint's own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own end token; a model may have more (`generation_config.json`)."""
+        eos = self._tokenizer.eos_token_id
+        return () if eos is None else (int(eos),)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` works."""
+        return (self._chat_template or self._tokenizer.chat_template) is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the tokens of `text` with the special tokens that the model expects around a prompt."""
+        ids: list[int] = self._tokenizer.encode(text)
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Returns the tokens of a conversation, ready for the assistant's answer.
+
+        Raises:
+            RequestError: there is no chat template, or it refuses these messages.
+        """
+        if not self.has_chat_template:
+            raise RequestError(
+                "this model has no chat template; send `prompt` instead of `messages`, or give --chat-template FILE",
+                code="no_chat_template",
+                param="messages",
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self._chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise RequestError(
+                f"the chat template refuses these messages: {error}", code="invalid_messages", param="messages"
+            ) from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Returns the text of `token_ids`."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+class WithoutTokenizer:
+    """In the place of a tokenizer where dummy weights are measured: prompts are token ids, and answers have no text."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    has_chat_template = False
+
+    def encode(self, text: str) -> list[int]:
+        raise RequestError(
+            "this model has no tokenizer; give the prompt as token ids", code="no_tokenizer", param="prompt"
+        )
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        raise RequestError(
+            "this model has no tokenizer; give `prompt` as token ids", code="no_tokenizer", param="messages"
+        )
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return ""
+
+
+def load_tokenizer(
+    path: Path, chat_template: Path | str | None = None, *, optional: bool = False
+) -> Tokenizer | WithoutTokenizer:
+    """Reads the tokenizer of the checkpoint at `path`, and a chat template from a file where one is named.
+
+    Raises:
+        CheckpointError: there is no tokenizer and it is not `optional`, or it cannot be read.
+        OptionError: the template file cannot be read.
+    """
+    if not any((path / name).exists() for name in _FILES):
+        if optional:
+            return WithoutTokenizer()
+        raise CheckpointError(f"{path}: no tokenizer; expected one of {', '.join(_FILES)}; add it to the folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # every tokenizer class fails in its own way
+        raise CorruptCheckpointError(
+            f"{path}: the tokenizer cannot be read: {type(error).__name__}: {error}; download it again"
+        ) from error
+    try:
+        template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"chat template {chat_template} cannot be read: {error}") from error
+    return Tokenizer(tokenizer, template)

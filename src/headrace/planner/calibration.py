@@ -1,0 +1,47 @@
+"""Measures the rates that ideal times rest on, in about a second."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from headrace.planner.hardware import Hardware
+from headrace.storage.device_memory import device_available_bytes
+
+_TOKENS = 512
+_WIDTH = 2048
+_MATRICES = 8
+"""More weights than any cache holds (134 MB in fp32), so that a product of one token reads memory."""
+_REPEATS = 3
+
+
+def calibrate(device: torch.device, dtype: torch.dtype) -> Hardware:
+    """Times products of 512 tokens and of one token with weights of 2048 x 8192; medians of three rounds."""
+    with torch.inference_mode():
+        weights = [torch.randn(4 * _WIDTH, _WIDTH, dtype=dtype, device=device) for _ in range(_MATRICES)]
+        many = torch.randn(_TOKENS, _WIDTH, dtype=dtype, device=device)
+        one = many[:1]
+        large = _seconds(device, lambda: torch.nn.functional.linear(many, weights[0]))
+        small = _seconds(device, lambda: [torch.nn.functional.linear(one, weight) for weight in weights])
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    return Hardware(
+        device=str(device),
+        matrix_rate=2 * _TOKENS * weights[0].numel() / large,
+        memory_rate=num_bytes / small,
+        memory_bytes=device_available_bytes(device),
+    )
+
+
+def _seconds(device: torch.device, run: Callable[[], object]) -> float:
+    run()  # allocations and kernel selection
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the clock must see the end of the work
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

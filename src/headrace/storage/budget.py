@@ -1,0 +1,80 @@
+"""A budget: bytes that the user gave to one tier, and the ledger of what they are spent on."""
+
+from __future__ import annotations
+
+import math
+
+from headrace.errors import BudgetError
+from headrace.units import GIB, format_bytes
+
+
+class Charge:
+    """Bytes that were taken from a budget for one purpose; given back once, with `release`."""
+
+    def __init__(self, budget: Budget, what: str, num_bytes: int) -> None:
+        self._budget = budget
+        self.what = what
+        self.num_bytes = num_bytes
+
+    def release(self) -> None:
+        """Gives the bytes back; a second call does nothing."""
+        self._budget.release(self)
+
+
+class Budget:
+    """The limit of one tier and all charges against it.
+
+    Attributes:
+        tier: `host` or `device`, for messages.
+        limit_bytes: never exceeded by the sum of the charges.
+        option: the command-line option that raises it.
+    """
+
+    def __init__(self, *, tier: str, limit_bytes: int, option: str) -> None:
+        self.tier = tier
+        self.limit_bytes = limit_bytes
+        self.option = option
+        self._charges: list[Charge] = []
+
+    @property
+    def charged_bytes(self) -> int:
+        """Sum of all charges."""
+        return sum(charge.num_bytes for charge in self._charges)
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left."""
+        return self.limit_bytes - self.charged_bytes
+
+    def charge(self, what: str, num_bytes: int) -> Charge:
+        """Takes `num_bytes` for the purpose `what`; to be called before the bytes are allocated.
+
+        Raises:
+            BudgetError: not so much is left; nothing was taken.
+        """
+        if num_bytes > self.free_bytes:
+            raise BudgetError(
+                f"{what} needs {format_bytes(num_bytes)} of {self.tier} memory, but of {self.option} "
+                f"{format_bytes(self.limit_bytes)} only {format_bytes(self.free_bytes)} is left "
+                f"({self.ledger()}); give {self.option} {_rounded_up(self.charged_bytes + num_bytes)} or more"
+            )
+        charge = Charge(self, what, num_bytes)
+        self._charges.append(charge)
+        return charge
+
+    def release(self, charge: Charge) -> None:
+        """Gives a charge's bytes back; does nothing to one that was given back before."""
+        if charge in self._charges:
+            self._charges.remove(charge)
+
+    def ledger(self) -> str:
+        """Returns what the budget is spent on, as `weights 2.3 GiB, KV cache 1.0 GiB`."""
+        totals: dict[str, int] = {}
+        for charge in self._charges:
+            totals[charge.what] = totals.get(charge.what, 0) + charge.num_bytes
+        return ", ".join(f"{what} {format_bytes(num_bytes)}" for what, num_bytes in totals.items()) or "nothing charged"
+
+
+def _rounded_up(num_bytes: int) -> str:
+    """A size to type, at least `num_bytes`."""
+    return f"{math.ceil(10 * num_bytes / GIB) / 10:.1f}GiB"

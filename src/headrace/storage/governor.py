@@ -1,0 +1,43 @@
+"""Compares what was charged with what the process really uses, and says when sweeps must become smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.errors import BudgetError
+from headrace.storage.budget import Budget
+from headrace.storage.process_memory import release_freed_memory, resident_bytes
+from headrace.units import format_bytes
+
+TOLERANCE = 1.03
+"""Measured memory may exceed the budget by this factor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Governor:
+    """Watches one budget whose memory is the process's own.
+
+    Attributes:
+        measure: returns the bytes in use.
+    """
+
+    budget: Budget
+    measure: Callable[[], int] = resident_bytes
+
+    def pressed(self) -> bool:
+        """Whether the process uses more than its budget, after freed memory was given back."""
+        if self.measure() <= self.budget.limit_bytes:
+            return False
+        release_freed_memory()
+        return self.measure() > self.budget.limit_bytes
+
+    def check(self) -> None:
+        """Raises BudgetError where use is above the budget beyond the tolerance: nothing is left to shrink."""
+        used = self.measure()
+        if used > self.budget.limit_bytes * TOLERANCE:
+            raise BudgetError(
+                f"the process uses {format_bytes(used)} of {self.budget.tier} memory, above {self.budget.option} "
+                f"{format_bytes(self.budget.limit_bytes)} ({self.budget.ledger()}), and the smallest sweep does not "
+                f"help; give more with {self.budget.option}"
+            )

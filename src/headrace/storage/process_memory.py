@@ -1,0 +1,86 @@
+"""What the operating system says about memory: of this process, and of the machine or container around it."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+_CGROUP_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident_bytes() -> int:
+    """Returns the resident memory of this process and its children."""
+    process = psutil.Process()
+    total: int = process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.Error:  # it ended between the two calls
+            continue
+    return total
+
+
+def peak_resident_bytes() -> int:
+    """Returns the highest resident memory of this process so far."""
+    peak = _status_bytes("VmHWM")
+    if peak is not None:
+        return peak
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def available_bytes() -> int:
+    """Returns what this process could still take: of the machine, and of its container where that is less."""
+    available: int = psutil.virtual_memory().available
+    for limit_file, usage_file in _CGROUP_LIMITS:
+        try:
+            limit, usage = limit_file.read_text().strip(), usage_file.read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            available = min(available, max(0, int(limit) - int(usage)))
+    return available
+
+
+def peak_growth_bytes(run: Callable[[], object]) -> int:
+    """Runs `run` and returns by how much resident memory rose above its value before, at the highest.
+
+    Linux resets the peak counter first; elsewhere the growth of the process's own peak stands for it, which is too
+    small where the process had used more before.
+    """
+    release_freed_memory()
+    try:
+        _CLEAR_REFS.write_text("5")  # resets VmHWM, proc(5)
+        before = _status_bytes("VmRSS") or 0
+    except OSError:
+        before = peak_resident_bytes()
+    run()
+    return max(0, peak_resident_bytes() - before)
+
+
+def release_freed_memory() -> None:
+    """Gives memory that was freed, but kept by the C library for later, back to the system."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
