@@ -7,6 +7,7 @@ is left to transformers itself, one parameter at a time.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,24 @@ class Assignment:
     inputs: tuple[tuple[str | None, TensorEntry], ...]
     converter: WeightConverter | None
 
+    def missing(self) -> list[str]:
+        """Returns the names of tensors that a list of experts lacks: numbers that other tensors of the list have."""
+        if self.converter is None:
+            return []
+        names: dict[str, dict[int, str]] = {
+            pattern: {} for pattern in self.converter.source_patterns if "*." in pattern
+        }
+        for pattern, entry in self.inputs:
+            if pattern in names and (match := _numbered(pattern).search(entry.name)):
+                names[pattern][int(match[2])] = entry.name
+        numbers = {number for found in names.values() for number in found}
+        return [
+            _numbered(pattern).sub(rf"\g<1>{number}\g<3>", next(iter(found.values()), pattern.replace("*", "0")))
+            for pattern, found in names.items()
+            for number in range(max(numbers, default=-1) + 1)
+            if number not in found
+        ]
+
     def gather(self) -> Gather | None:
         """Returns the parameter as a gather, or None when only transformers' own converter can make it.
 
@@ -123,6 +142,12 @@ def assign_tensors(
         converter = None if None in patterns else by_pattern[next(iter(patterns))]  # type: ignore[index]
         assignments.append(Assignment(target=target, inputs=tuple(found), converter=converter))
     return assignments, unexpected
+
+
+def _numbered(pattern: str) -> re.Pattern[str]:
+    """Matches the names that a converter's pattern means, the number in place of its `*.` as group 2."""
+    before, _, after = pattern.partition("*.")
+    return re.compile(rf"({before})(\d+)(\.{after})")
 
 
 def _gather(by_pattern: dict[str, list[Gather]], converter: WeightConverter) -> Gather | None:

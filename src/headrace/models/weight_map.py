@@ -114,7 +114,7 @@ def build_weight_map(model: PreTrainedModel, checkpoint: Checkpoint) -> WeightMa
     for assignment in assignments:
         contents.update(_contents(model, assignment, wanted, faults))
     tied = _resolve_ties(model, contents)
-    faults.missing = [name for name in wanted if name not in contents and name not in tied and name not in faults.seen]
+    faults.missing += [name for name in wanted if name not in contents and name not in tied and name not in faults.seen]
     faults.check()
     return _assemble(model, {name: wanted[name] for name in contents}, contents, tied, ignored)
 
@@ -179,6 +179,10 @@ def _contents(
     model: PreTrainedModel, assignment: Assignment, wanted: Mapping[str, torch.Tensor], faults: _Faults
 ) -> dict[str, Gather | Conversion]:
     """The parameters that one assignment makes, those left out that do not fit; these are noted as faults."""
+    if missing := assignment.missing():
+        faults.missing += missing
+        faults.seen.add(assignment.target)
+        return {}
     try:
         content: Gather | Conversion | None = assignment.gather()
         if content is None:

@@ -23,7 +23,7 @@ def test_a_file_that_ends_too_early_is_corrupt(tmp_path: Path) -> None:
     file.write_bytes(bytes(100))
     with (
         RangeReader() as reader,
-        pytest.raises(CorruptCheckpointError, match=r"ends at byte 100; expected .* byte 101"),
+        pytest.raises(CorruptCheckpointError, match=r"ends at byte 100; .* byte 101"),
     ):
         reader.read_into(file, 91, memoryview(bytearray(10)))
 
