@@ -33,7 +33,7 @@ def _attend_one(
     query: Tensor, keys: Tensor, values: Tensor, start: int, key_positions: Tensor, rule: AttentionRule
 ) -> Tensor:
     """query (Q, H, D), keys (L, K, D), values (L, K, V) -> (Q, H, V)."""
-    grouped = query.float().unflatten(1, (keys.shape[1], -1))
+    grouped = query.float().view(len(query), keys.shape[1], -1, query.shape[-1])
     scores = torch.einsum("qkgd,lkd->kgql", grouped, keys.float()) * rule.scale
     query_positions = torch.arange(start, start + len(query))
     hidden = ~rule.visible(query_positions[:, None], key_positions[None, :])

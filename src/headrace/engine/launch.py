@@ -29,7 +29,7 @@ from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
-from headrace.models.weights import WeightLoader
+from headrace.models.weights import WeightLoader, move_buffers
 from headrace.schedule.steps import PointKind
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
@@ -183,7 +183,7 @@ def _load_weights(model: PreTrainedModel, weights: WeightMap, device: torch.devi
     with WeightLoader(model, weights, allocate=allocate) as loader:
         loader.load_all()
     if device.type != "cpu":
-        model.to(device)  # buffers; the parameters are there
+        move_buffers(model, device)
 
 
 def _zeros_on(device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:

@@ -21,10 +21,14 @@ STATE_BYTES = 4
 class ModelConfig(Protocol):
     """The part of a transformers configuration that every supported architecture has."""
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

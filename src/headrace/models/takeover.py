@@ -22,13 +22,15 @@ from headrace.models.transformers_api import (
     AttentionInterface,
     AttentionMaskInterface,
     ExpertsInterface,
+    ForeignModule,
     PreTrainedModel,
     causal_mask_function,
 )
 from headrace.schedule.steps import Point
 
 ATTENTION_NAME = "headrace"
-_ADAPTERS: tuple[Callable[[nn.Module], bool], ...] = (bloom.adapt, latent.adapt, state.adapt)
+_CAUSAL: object = causal_mask_function
+_ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (bloom.adapt, latent.adapt, state.adapt)
 
 
 class EngineModel:
@@ -37,7 +39,7 @@ class EngineModel:
     def __init__(self, model: PreTrainedModel, table: LayerTable) -> None:
         """Takes `model` over in place; its weights are neither copied nor moved."""
         self.table = table
-        self._model = model.eval()
+        self._model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self._cache = _EngineCache()
         _name_attention(model, latent.ATTENTION_NAME if _is_latent(table) else ATTENTION_NAME)
         _adapt_modules(model)
@@ -108,7 +110,8 @@ def _stand_in(model: PreTrainedModel) -> None:
     stand_ins = (_LayerStandIn(layer, Point("layer", index), returns) for index, layer in enumerate(found.layers))
     setattr(found.parent, found.attribute, nn.ModuleList(stand_ins))
     model.set_input_embeddings(_StandIn(model.get_input_embeddings(), Point("embedding")))
-    model.set_output_embeddings(_StandIn(model.get_output_embeddings(), Point("head")))
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    model.set_output_embeddings(_StandIn(head, Point("head")))  # type: ignore[no-untyped-call]
 
 
 def _is_latent(table: LayerTable) -> bool:
@@ -122,7 +125,7 @@ def _name_attention(model: PreTrainedModel, name: str) -> None:
         module.config._experts_implementation_internal = ATTENTION_NAME
 
 
-def _with_config(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _with_config(model: PreTrainedModel) -> Iterator[ForeignModule]:
     return (
         module for module in model.modules() if hasattr(module.config if "config" in vars(module) else None, "to_dict")
     )
@@ -136,6 +139,7 @@ def _adapt_modules(model: PreTrainedModel) -> None:
 def _number_experts(model: PreTrainedModel) -> None:
     """Experts do not know their layer; their suspension point needs it."""
     for index, layer in enumerate(find_layers(model).layers):
+        module: ForeignModule
         for module in layer.modules():
             if hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate"):
                 module.headrace_layer = index
@@ -188,12 +192,12 @@ class _MaskRule(Tensor):
 
 def _engine_mask(*_: object, mask_function: Visibility, local_size: int | None = None, **__: object) -> _MaskRule:
     """transformers' mask function: receives each kind of layer's rule as index arithmetic, and passes it on."""
-    allowed = None if mask_function is causal_mask_function else mask_function
+    allowed = None if mask_function is _CAUSAL else mask_function
     return _MaskRule.carrying(allowed, local_size)
 
 
 def _engine_attention(
-    module: nn.Module,
+    module: ForeignModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -213,8 +217,8 @@ def _engine_attention(
         sinks=s_aux,
         allowed=_beyond_window(attention_mask, sliding_window),
     )
-    packed = (states[0].transpose(0, 1) for states in (query, key, value))
-    return current().attend(module.layer_idx, *packed, rule)[None], None
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    return current().attend(module.layer_idx, queries, keys, values, rule)[None], None
 
 
 def _beyond_window(attention_mask: object, window: int | None) -> Visibility | None:
@@ -225,7 +229,7 @@ def _beyond_window(attention_mask: object, window: int | None) -> Visibility | N
     return None if said_as_number else attention_mask.allowed
 
 
-def _engine_experts(module: nn.Module, *args: object, **kwargs: object) -> object:
+def _engine_experts(module: ForeignModule, *args: object, **kwargs: object) -> object:
     """transformers' experts function: waits until this layer's experts are there, then runs the model's own code."""
     current().reach(Point("experts", module.headrace_layer))
     return type(module).forward.__wrapped__(module, *args, **kwargs)

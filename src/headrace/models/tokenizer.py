@@ -27,6 +27,13 @@ class Tokenizer:
         return () if eos is None else (int(eos),)
 
     @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills rows up; None where there is none or it has another meaning as well."""
+        tokenizer = self._tokenizer
+        shared = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+        return None if tokenizer.pad_token_id is None or tokenizer.pad_token_id in shared else tokenizer.pad_token_id
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` works."""
         return (self._chat_template or self._tokenizer.chat_template) is not None
@@ -64,9 +71,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of `token_ids`."""
-        text: str = self._tokenizer.decode(
+        text = self._tokenizer.decode(
             list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
+        assert isinstance(text, str), "one sequence gives one text"
         return text
 
 
@@ -74,6 +82,7 @@ class WithoutTokenizer:
     """In the place of a tokenizer where dummy weights are measured: prompts are token ids, and answers have no text."""
 
     eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
     has_chat_template = False
 
     def encode(self, text: str) -> list[int]:

@@ -5,6 +5,8 @@ Imports and re-exports only. A name that moves in a new transformers release is 
 
 from __future__ import annotations
 
+from typing import Any
+
 # --- Loading: configuration, construction, and the mapping from hub tensor names to parameters --------------------
 # --- end of the loading section -----------------------------------------------------------------------------------
 # --- Running: the registries through which attention, masks and experts are taken over; the tokenizer ---------------
@@ -31,7 +33,14 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import causal_mask_function
-from transformers.models.bloom.modeling_bloom import _get_alibi_slopes as alibi_slopes
+from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+# A module of one architecture's own class. torch types every attribute of a module as `Tensor | Module`, and the
+# classes are not to be imported one by one; what is read of them is held by the parity tests instead.
+ForeignModule = Any
+
+# Annotated as taking a module; it takes (number of heads, device) and returns the slopes (H,).
+alibi_slopes: Any = _get_alibi_slopes
 
 __all__ = [
     "CONFIG_MAPPING",
@@ -43,6 +52,7 @@ __all__ = [
     "AutoTokenizer",
     "Concatenate",
     "ExpertsInterface",
+    "ForeignModule",
     "MergeModulelist",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace.attention.rule import AttentionRule
 from headrace.models.micro_batch import current
-from headrace.models.transformers_api import alibi_slopes
+from headrace.models.transformers_api import ForeignModule, alibi_slopes
 
 
-def adapt(module: nn.Module) -> bool:
+def adapt(module: ForeignModule) -> bool:
     """Takes over a `BloomAttention`; returns whether it was one."""
     if type(module).__name__ != "BloomAttention":
         return False
@@ -22,7 +22,7 @@ def adapt(module: nn.Module) -> bool:
 
 
 def _forward(
-    self: nn.Module, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: object, **_: object
+    self: ForeignModule, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: object, **_: object
 ) -> tuple[Tensor, None]:
     """BloomAttention.forward with its attention replaced; hidden_states (1, T, E)."""
     query, key, value = (states[0].transpose(0, 1) for states in self._reshape(self.query_key_value(hidden_states)))

@@ -13,16 +13,17 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace.attention.rule import AttentionRule
 from headrace.models.micro_batch import current
+from headrace.models.transformers_api import ForeignModule
 
 ATTENTION_NAME = "headrace_latent"
 _CLASSES = ("DeepseekV2Attention", "DeepseekV3Attention")
 
 
-def adapt(module: nn.Module) -> bool:
+def adapt(module: ForeignModule) -> bool:
     """Makes an MLA module hand over latents instead of expanded keys; returns whether it was one."""
     if type(module).__name__ not in _CLASSES:
         return False
@@ -30,13 +31,13 @@ def adapt(module: nn.Module) -> bool:
     return True
 
 
-def _keep_latents(self: nn.Module, latents: Tensor, rotary_keys: Tensor) -> tuple[Tensor, Tensor]:
+def _keep_latents(self: ForeignModule, latents: Tensor, rotary_keys: Tensor) -> tuple[Tensor, Tensor]:
     """(1, 1, T, rank), (1, 1, T, rotary) -> keys (1, 1, T, rank + rotary), values (1, 1, T, rank)."""
     return torch.cat((latents, rotary_keys), dim=-1), latents
 
 
 def latent_attention(
-    module: nn.Module,
+    module: ForeignModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,

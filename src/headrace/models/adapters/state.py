@@ -10,15 +10,16 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace.kv_cache.pools import StateSlots
 from headrace.models.micro_batch import StateBatch, current
+from headrace.models.transformers_api import ForeignModule
 
 _CLASSES = ("Qwen3NextGatedDeltaNet", "Mamba2Mixer")
 
 
-def adapt(module: nn.Module) -> bool:
+def adapt(module: ForeignModule) -> bool:
     """Takes over a state mixer; returns whether it was one."""
     if type(module).__name__ not in _CLASSES:
         return False
@@ -26,12 +27,15 @@ def adapt(module: nn.Module) -> bool:
     return True
 
 
-def _forward(self: nn.Module, hidden_states: Tensor, **_: object) -> Tensor:
+def _forward(self: ForeignModule, hidden_states: Tensor, **_: object) -> Tensor:
     """(1, T, E) -> (1, T, E)."""
-    micro_batch, output = current(), None
+    micro_batch = current()
+    output: Tensor | None = None
     for batch in micro_batch.state_batches(self.layer_idx):
         memory = _BatchMemory(micro_batch.pools.slots(self.layer_idx), batch)
-        mixed = type(self).forward(self, hidden_states[0, batch.tokens], cache_params=memory, attention_mask=None)
+        mixed: Tensor = type(self).forward(
+            self, hidden_states[0, batch.tokens], cache_params=memory, attention_mask=None
+        )
         memory.store()
         if output is None:
             output = mixed.new_empty(*hidden_states.shape[:2], mixed.shape[-1])
