@@ -100,7 +100,7 @@ def _write_checkpoint(folder: Path, arguments: argparse.Namespace) -> int:
         position += num_bytes
     text = json.dumps(header).encode()
     # Any two bytes below 0x3f3f are a finite, small bfloat16.
-    block = bytes(byte & 0x3F for byte in os.urandom(_RANDOM_BLOCK_BYTES))
+    block = os.urandom(_RANDOM_BLOCK_BYTES).translate(bytes(byte & 0x3F for byte in range(256)))
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for start in range(0, position, len(block)):
