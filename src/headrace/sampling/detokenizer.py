@@ -27,8 +27,9 @@ class IncrementalDetokenizer:
                  forgotten   |  text was given  |  text is held back  |
     ```
 
-    The guarantee needs a decoder that only appends. One that rewrites what it gave (`clean_up_tokenization_spaces`)
-    gets pieces of the right length.
+    The guarantee needs a decoder that only appends. Two do not, and get pieces of the right length: one that cleans up
+    spaces (`clean_up_tokenization_spaces`), and one with byte fallback when an ASCII byte (a newline) is followed by
+    bytes that are no character: it takes the newline back, which was given at once, as it may be a stop string.
     """
 
     def __init__(self, decoder: TokenDecoder, *, skip_special_tokens: bool = True) -> None:
@@ -37,22 +38,25 @@ class IncrementalDetokenizer:
         self._context: list[int] = []
         self._undecided: list[int] = []
         self._context_text = ""
+        self._broken: int | None = None  # the first undecided token with which the text ended in half a character
 
     def push(self, token_id: int) -> str:
         """Takes the next token and returns the text that is now final; often one token's, sometimes none."""
-        is_first = not self._undecided
         self._undecided.append(token_id)
         if len(self._undecided) > _MANY_UNDECIDED and not self._is_text(self._decode([token_id])):
             return ""
         window = self._context + self._undecided
         text = self._decode(window)
-        if len(text) <= len(self._context_text) or text.endswith(_REPLACEMENT):
+        if len(text) <= len(self._context_text):
+            return ""
+        if text.endswith(_REPLACEMENT):
+            self._broken = token_id if self._broken is None else self._broken
             return ""
         # Decoders with byte fallback take back a whole run of bytes when one more byte makes it invalid.
-        if not is_first and not self._decode([*window, self._undecided[0]]).startswith(text):
+        if self._broken is not None and not self._decode([*window, self._broken]).startswith(text):
             return ""
         piece = text[len(self._context_text) :]
-        self._context, self._undecided = self._undecided, []
+        self._context, self._undecided, self._broken = self._undecided, [], None
         self._context_text = self._decode(self._context)
         return piece
 

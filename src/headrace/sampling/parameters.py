@@ -11,6 +11,7 @@ from headrace.errors import CorruptCheckpointError, RequestError
 
 # Below this a division by the temperature overflows float32, and the distribution has one token anyway.
 GREEDY_TEMPERATURE = 1e-5
+MAX_TEMPERATURE = 100.0
 MAX_LOGPROBS = 100
 MAX_SAMPLES = 16_384
 
@@ -78,7 +79,7 @@ class SamplingParams:
         _check_int("n", self.n, low=1, high=MAX_SAMPLES, optional=False)
         _check_int("max_tokens", self.max_tokens, low=1)
         _check_int("min_tokens", self.min_tokens, low=0, optional=False)
-        _check_float("temperature", self.temperature, high=math.inf)
+        _check_float("temperature", self.temperature, high=MAX_TEMPERATURE)
         _check_float("top_p", self.top_p, high=1.0)
         _check_int("top_k", self.top_k, low=-1)
         _check_float("min_p", self.min_p, high=1.0)
@@ -244,7 +245,7 @@ def _check_float(name: str, value: object, *, high: float) -> None:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not 0 <= value <= high:  # type: ignore[arg-type,operator]
-        _refuse(name, value, "a number of at least 0" if high == math.inf else f"a number from 0 to {high:g}")
+        _refuse(name, value, f"a number from 0 to {high:g}")
 
 
 def _check_bool(name: str, value: object) -> None:

@@ -38,6 +38,8 @@ _DEEPEST = 4096
 _LOGPROBS_DEPTH = 128
 # A copy in the logits' own dtype, the float32 logits, rows of them that are ranked again, a softmax.
 _BYTES_PER_LOGIT = 4 + 4 + 4 + 4
+# Float64 and 64-bit ids of a candidate, and what numpy makes of them.
+_BYTES_PER_CANDIDATE = 64
 
 # How a row is drawn, and the depths at which its candidates are looked for.
 _Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus"], tuple[int, ...]]
@@ -69,7 +71,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
     groups: dict[_Method, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(_method(row.sampling, num_tokens), []).append(index)
-    rows_at_once = max(1, max_temporary_bytes // (_BYTES_PER_LOGIT * (num_tokens + BLOCK_WIDTH)))
+    rows_at_once = _rows_at_once(num_tokens, max_temporary_bytes)
     for method, members in groups.items():
         for indices in _parts(members, rows_at_once):
             part = [rows[index] for index in indices]
@@ -97,6 +99,13 @@ def _method(sampling: ResolvedSampling, num_tokens: int) -> _Method:
     if sampling.top_p < 1 or sampling.min_p > 0:
         return "nucleus", _NUCLEUS_DEPTHS
     return "unlimited", ()
+
+
+def _rows_at_once(num_tokens: int, max_temporary_bytes: int) -> int:
+    """Returns how many rows fit beside the full ranking of one, at least one."""
+    width = num_tokens + BLOCK_WIDTH
+    bytes_per_row = _BYTES_PER_LOGIT * width + _BYTES_PER_CANDIDATE * min(width, _DEEPEST)
+    return max(1, (max_temporary_bytes - _BYTES_PER_CANDIDATE * width) // bytes_per_row)
 
 
 def _parts(indices: list[int], size: int) -> Iterator[list[int]]:
@@ -150,8 +159,8 @@ def _draw_ranked(
         if len(pending) == 0:
             break
         incomplete = []
-        # Ranking all tokens takes some 60 bytes for each, so that is done one row at a time.
-        for part in [pending] if depth < num_tokens else pending[:, None]:
+        # A full ranking takes more memory than all the rest, so it is done for one row at a time.
+        for part in [pending] if depth <= _DEEPEST else pending[:, None]:
             index = slice(None) if len(part) == num_rows else torch.from_numpy(part).to(logits.device)
             candidates = rank_candidates(
                 logits[index], limits.select(part), depth, None if probabilities is None else probabilities[index]
