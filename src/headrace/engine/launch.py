@@ -36,7 +36,7 @@ from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
 from headrace.storage.device_memory import device_available_bytes
 from headrace.storage.governor import Governor
-from headrace.storage.process_memory import available_bytes, resident_bytes
+from headrace.storage.process_memory import available_bytes, keep_freed_memory, resident_bytes
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
@@ -67,6 +67,7 @@ def launch(options: EngineOptions) -> Launched:
     """
     path = locate_model(options.model, options.revision)
     device = choose_device(options.device)
+    keep_freed_memory()
     host, device_budget = _open_budgets(options, device)
     tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
     model, weights, dtype = _describe_weights(options, path)
