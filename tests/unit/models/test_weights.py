@@ -85,6 +85,14 @@ def test_a_missing_base_prefix_is_added(name: str, tmp_path: Path) -> None:
     assert_same(load(tmp_path), reference)
 
 
+@pytest.mark.parametrize(
+    "name", ["stories260k-hf", "babyllama361-hf", "gpt-nano-sort-opt-hf", "stories260k-mixtral8-hf"]
+)
+def test_trained_models_load_as_in_transformers(name: str, shared_data: Path) -> None:
+    path = shared_data / "models" / name
+    assert_same(load(path), AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+
+
 def test_transposed_tensors_of_a_bin_file_are_put_in_order(tmp_path: Path) -> None:
     reference = make_tiny_model("llama")
     state = {
