@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
             if not args.quiet:
                 room = max(1, model.max_model_len - 1)
                 sampling = defaults.resolve(model.defaults, default_max_tokens=DEFAULT_MAX_TOKENS, room=room)
-                origin = "" if args.max_tokens else " (default)"
+                max_tokens = str(args.max_tokens or f"{DEFAULT_MAX_TOKENS:,} (default)")
                 progress.note(model.description)
-                progress.note(describe_sampling(sampling, max_tokens=f"{sampling.max_tokens}{origin}"))
+                progress.note(describe_sampling(sampling, max_tokens=max_tokens))
             outcome = run_job(
                 model=model, rows=reader.read(stream), output=output, progress=progress, num_rows=num_rows
             )
