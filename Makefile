@@ -34,7 +34,7 @@ check: $(STAMP) ## Check format, lint and types
 	@$(BIN)/mypy
 
 bench: $(STAMP) ## Measure a job against transformers' generate on this machine
-	@$(BIN)/python benchmarks/job_vs_generate.py
+	@$(BIN)/python -m benchmarks.job_vs_generate
 
 canary: $(CANARY)/.installed ## Run the parity tests with the newest transformers release
 	@$(CANARY)/bin/python -m pip install --quiet --upgrade transformers
