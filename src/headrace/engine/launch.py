@@ -67,11 +67,11 @@ def launch(options: EngineOptions) -> Launched:
     """
     path = locate_model(options.model, options.revision)
     device = choose_device(options.device)
-    keep_freed_memory()
-    host, device_budget = _open_budgets(options, device)
     tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
     model, weights, dtype = _describe_weights(options, path)
     table = layer_table(model.config)
+    keep_freed_memory()
+    host, device_budget = _open_budgets(options, device)
     _load_weights(model, weights, device, device_budget)
     engine_model = EngineModel(model, table)
     attention = GroupedAttention()
@@ -148,7 +148,7 @@ def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget,
     used = resident_bytes()
     limit = options.memory_bytes or int(DEFAULT_SHARE * (available_bytes() + used))
     host = Budget(tier="host", limit_bytes=limit, option="--memory")
-    host.charge("Python and torch", used)
+    host.charge("Python, torch and tokenizer", used)
     if device.type == "cpu":
         return host, host
     limit = options.gpu_memory_bytes or int(DEFAULT_SHARE * device_available_bytes(device))
