@@ -20,7 +20,7 @@ from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.choices import choose_device, choose_dtype, dtype_of_config
+from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.locate import locate_model
@@ -204,5 +204,5 @@ def _describe(
         f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {device}; "
         f"weights {format_bytes(weights.num_bytes)}, KV cache {format_bytes(plan.kv_bytes)}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {plan.max_model_len:,} tokens, "
-        f"{plan.max_num_seqs} rows and {plan.max_num_batched_tokens:,} tokens at a time"
+        f"{plan.max_num_seqs} rows and {plan.max_num_batched_tokens:,} tokens at a time{slow_dtype_note(dtype, device)}"
     )

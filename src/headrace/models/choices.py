@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from headrace.errors import OptionError, PlatformError
@@ -45,3 +47,11 @@ def dtype_of_config(config: dict[str, object]) -> torch.dtype:
     """Returns the dtype that a configuration states, where there are no weights to ask; float32 where it is silent."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     return _DTYPES.get(name, torch.float32)
+
+
+def slow_dtype_note(dtype: torch.dtype, device: torch.device) -> str:
+    """Returns a hint for CPUs that multiply bfloat16 without instructions for it, several times slower than float32."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.type != "cpu" or dtype is not torch.bfloat16 or platform.machine() != "x86_64" or has_instructions:
+        return ""
+    return "; this CPU has no bfloat16 instructions: --dtype float32 takes twice the memory and is several times faster"
