@@ -11,9 +11,10 @@ from hashlib import blake2b
 from torch import Tensor
 
 from headrace.engine.answer import Answer, seconds_per_token
+from headrace.engine.interrupts import held_interrupts
 from headrace.engine.outputs import RequestMetrics, RequestOutput
 from headrace.engine.requests import GenerationRequest
-from headrace.errors import RequestError, SweepError
+from headrace.errors import RequestError
 from headrace.executor.executor import Executor
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
@@ -127,14 +128,24 @@ class Engine:
             SweepError: the sweep failed; every request is as it was before it.
             BudgetError: memory is above the budget and the smallest sweep does not help.
         """
-        sweep = self.scheduler.next_sweep()
-        if sweep is not None:
-            tokens = self._run(sweep)
-            self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in tokens.items()})
-            self._accept(tokens)
-            self._govern()
+        under_way: Sweep | None = None
+        try:
+            with held_interrupts():
+                under_way = sweep = self.scheduler.next_sweep()
+                self._note_start(sweep)
+            if sweep is not None:
+                tokens = self.executor.run(sweep, self._draw)
+                with held_interrupts():
+                    under_way = None
+                    self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in tokens.items()})
+                    self._accept(tokens)
+        except BaseException:  # Ctrl-C too: a chat goes on after it
+            if under_way is not None:
+                self.scheduler.abandon(under_way)
+            raise
         for rejection in self.scheduler.take_rejected():
             self._reject(rejection)
+        self._govern()
 
     @property
     def wants_more(self) -> bool:
@@ -152,16 +163,13 @@ class Engine:
         """Returns the growing answer of a request that has just been added, to read from it as it grows."""
         return self._running[ticket].answers[0]
 
-    def _run(self, sweep: Sweep) -> dict[int, SampledToken]:
+    def _note_start(self, sweep: Sweep | None) -> None:
+        """Notes when a request is in a sweep for the first time."""
         now = time.perf_counter()
-        for chunk in (chunk for batch in sweep.micro_batches for chunk in batch.chunks):
-            running, _ = self._answers[chunk.sequence_id]
-            running.started_seconds = running.started_seconds or now
-        try:
-            return self.executor.run(sweep, self._draw)
-        except SweepError:
-            self.scheduler.abandon(sweep)
-            raise
+        for micro_batch in sweep.micro_batches if sweep is not None else ():
+            for chunk in micro_batch.chunks:
+                running, _ = self._answers[chunk.sequence_id]
+                running.started_seconds = running.started_seconds or now
 
     def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken]:
         """The executor's sampler: one token for each row of `logits` (R, vocabulary)."""

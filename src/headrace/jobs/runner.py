@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from headrace.engine.interface import LanguageModel
+from headrace.engine.interrupts import held_interrupts
 from headrace.engine.outputs import RequestOutput
 from headrace.engine.requests import GenerationRequest
 from headrace.errors import RequestError, UsageError
 from headrace.jobs.answers import AnswerWriter, error_line
-from headrace.jobs.interrupts import held_interrupts
 from headrace.jobs.ordered_output import OrderedOutput
 from headrace.jobs.progress import JobProgress
 from headrace.jobs.report import JobReport, JobTally

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from headrace.jobs.interrupts import held_interrupts
+from headrace.engine.interrupts import held_interrupts
 
 
 def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:

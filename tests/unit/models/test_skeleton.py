@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError
@@ -33,6 +34,15 @@ def test_a_parameter_that_must_stay_in_float32_does(tmp_path: Path) -> None:
     model = build_skeleton(tmp_path, torch.bfloat16)
     assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype is torch.float32
     assert model.lm_head.weight.dtype is torch.bfloat16
+
+
+def test_position_tables_are_computed_in_float32_as_in_transformers(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("gptj", vocab_size=97, n_embd=64, n_layer=1, n_head=4, rotary_dim=8, n_positions=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    buffers = dict(build_skeleton(tmp_path, torch.bfloat16).named_buffers())
+    assert buffers
+    assert all(torch.equal(buffers[key], value) for key, value in reference.named_buffers())
 
 
 def test_an_unknown_model_type_names_both_versions(tmp_path: Path) -> None:

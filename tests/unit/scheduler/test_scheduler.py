@@ -187,14 +187,14 @@ def test_a_preempted_sequence_keeps_its_tokens_and_its_place() -> None:
     assert young.num_computed > youngest.num_computed
 
 
-def test_a_state_is_admitted_only_with_a_slot_for_its_next_sweep_too() -> None:
+def test_without_a_slot_for_its_state_a_sequence_waits_and_does_not_start_again() -> None:
     cache = KVCacheManager([STATE], num_blocks=[3], block_tokens=4, snapshot_tokens=4, enable_prefix_caching=False)
     scheduler = Scheduler(cache, SweepLimits(max_num_seqs=8, max_num_batched_tokens=32, max_micro_batch_tokens=32))
     for sequence_id in range(2):
         add(scheduler, sequence_id, 3, max_tokens=3)
-    for _ in range(6):
+    while scheduler.num_running or scheduler.num_waiting:
         run(scheduler)
-    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_preemptions) == (0, 0, 0)
+    assert scheduler.num_preemptions == 0
 
 
 def test_a_prompt_that_can_never_fit_is_rejected_with_what_would_fit() -> None:
