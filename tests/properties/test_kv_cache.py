@@ -86,7 +86,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
 
 TestBlockPool = BlockPoolMachine.TestCase
-TestBlockPool.settings = settings(max_examples=60, stateful_step_count=40)
+TestBlockPool.settings = settings(stateful_step_count=30)
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=24)
 

@@ -69,11 +69,12 @@ class SweepDraft:
         micro_batches: list[list[Chunk]] = []
         room = 0
         for chunk in chain(self._decodes, self._prefills):
-            if chunk.num_tokens > room:
+            num_tokens = chunk.num_tokens
+            if num_tokens > room:
                 micro_batches.append([])
                 room = self._micro_batch_tokens
             micro_batches[-1].append(chunk)
-            room -= chunk.num_tokens
+            room -= num_tokens
         if not micro_batches:
             return None
         return Sweep(

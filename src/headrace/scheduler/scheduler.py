@@ -58,9 +58,8 @@ class Scheduler:
         """Returns what runs next, to be committed or abandoned before the next call; None if nothing is left to run."""
         assert self._draft is None, "the sweep before was neither committed nor abandoned"
         draft = self._begin_draft()
-        lost_blocks = self._continue_running(draft)
-        if not lost_blocks:
-            self._admit_waiting(draft)
+        self._continue_running(draft)
+        self._admit_waiting(draft)
         sweep = draft.build(self._num_sweeps)
         if sweep is not None:
             self._draft = draft
@@ -112,8 +111,13 @@ class Scheduler:
 
     def _begin_draft(self) -> SweepDraft:
         limits = self.limits
-        decoding = {sequence for sequence in self._running.values() if sequence.num_uncomputed == 1}
-        num_wanted = sum(sequence.num_uncomputed for sequence in self._running.values())
+        decoding = set()
+        num_wanted = 0
+        for sequence in self._running.values():
+            num_uncomputed = sequence.num_uncomputed
+            num_wanted += num_uncomputed
+            if num_uncomputed == 1:
+                decoding.add(sequence)
         for sequence in islice(self._waiting.values(), max(0, limits.max_num_seqs - len(self._running))):
             if num_wanted >= limits.max_num_batched_tokens:
                 break
@@ -125,16 +129,14 @@ class Scheduler:
         assert draft is not None and sweep.sweep_id == self._num_sweeps - 1, f"sweep {sweep.sweep_id} is not under way"
         return draft
 
-    def _continue_running(self, draft: SweepDraft) -> bool:
-        """Adds those that run, oldest first; returns whether one of them lost its blocks to an older one."""
-        lost_blocks = False
+    def _continue_running(self, draft: SweepDraft) -> None:
+        """Adds those that run, oldest first; where blocks are lacking, the youngest lose theirs to the older ones."""
         for sequence in list(self._running.values())[: self.limits.max_num_seqs]:
             while sequence.status is Status.RUNNING and not self._add_chunks(draft, sequence):
-                if self._youngest() is sequence:
-                    break
-                self._preempt(self._youngest())
-                lost_blocks = True
-        return lost_blocks
+                youngest = next(reversed(self._running.values()))
+                if youngest is sequence:
+                    break  # it keeps what it has and waits for a block
+                self._preempt(youngest)
 
     def _admit_waiting(self, draft: SweepDraft) -> None:
         """Adds those that wait, first come first served, until one of them has to go on waiting."""
@@ -168,8 +170,8 @@ class Scheduler:
         Returns:
             False if there was room in the sweep but no block for even one token.
         """
-        start = sequence.num_computed
-        limit = min(start + draft.room_for(sequence), sequence.num_tokens)
+        start, num_known = sequence.num_computed, sequence.num_tokens
+        limit = min(start + draft.room_for(sequence), num_known)
         while start < limit:
             extended = self._cache.extend(
                 sequence.sequence_id, sequence.token_ids, min(limit, start + draft.room_in_micro_batch())
@@ -184,14 +186,11 @@ class Scheduler:
                     start=start,
                     token_ids=tuple(sequence.token_ids[start:stop]),
                     block_tables=block_tables,
-                    samples=stop == sequence.num_tokens,
+                    samples=stop == num_known,
                 ),
             )
             start = stop
         return True
-
-    def _youngest(self) -> Sequence:
-        return next(reversed(self._running.values()))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._return_to_waiting(sequence)
