@@ -53,6 +53,7 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, trust_remote_code=False
         )
+    _compute_buffers(model)
     _keep_in_float32(model, dtype)
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
@@ -99,6 +100,17 @@ def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Computes the buffers again with float32 as the default dtype, as `from_pretrained` does.
+
+    During construction the default is the model's dtype, in which position tables (GPT-J's) lose digits. Parameters are
+    on the meta device, where initialising them costs nothing.
+    """
+    for module in model.modules():
+        module._is_hf_initialized = False  # type: ignore[assignment]
+    model.initialize_weights()  # type: ignore[no-untyped-call]
 
 
 def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
