@@ -15,7 +15,8 @@ from tests.architecture.rooms import PACKAGE, ROOMS, TOP, imported_modules, modu
 WITH_TORCH = {
     "headrace.jobs.runner",
     "headrace.kv_cache.pools",
-    "headrace.planner.calibrate",
+    "headrace.planner.calibration",
+    "headrace.planner.inspection",
 }
 TORCH_FREE_ROOMS = {
     "__init__",
@@ -33,8 +34,14 @@ TORCH_FREE_MODULES = {
     "headrace.checkpoint.safetensors_reader",
     "headrace.checkpoint.tensors",
     "headrace.engine.outputs",
+    "headrace.engine.options",
     "headrace.engine.requests",
+    "headrace.executor.pool_plan",
+    "headrace.models.layer_table",
     "headrace.sampling.parameters",
+    "headrace.sampling.tokens",
+    "headrace.storage.budget",
+    "headrace.storage.governor",
 }
 
 # library -> the one file that may import it

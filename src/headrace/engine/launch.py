@@ -12,7 +12,7 @@ from torch import Tensor
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.engine.engine import Engine
-from headrace.engine.memory import MemoryPlan, plan_memory
+from headrace.engine.memory import SMALLEST_SWEEP_TOKENS, MemoryPlan, plan_memory, smallest_bytes
 from headrace.engine.options import EngineOptions
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.contexts import ContextBuilder
@@ -30,13 +30,19 @@ from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenize
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.models.weights import WeightLoader, move_buffers
+from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import PointKind
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
 from headrace.storage.device_memory import device_available_bytes
 from headrace.storage.governor import Governor
-from headrace.storage.process_memory import available_bytes, keep_freed_memory, resident_bytes
+from headrace.storage.process_memory import (
+    available_bytes,
+    keep_freed_memory,
+    release_freed_memory,
+    resident_bytes,
+)
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
@@ -72,13 +78,22 @@ def launch(options: EngineOptions) -> Launched:
     table = layer_table(model.config)
     keep_freed_memory()
     host, device_budget = _open_budgets(options, device)
-    _load_weights(model, weights, device, device_budget)
+    smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
+    _load_weights(model, weights, smallest, device, device_budget)
     engine_model = EngineModel(model, table)
     attention = GroupedAttention()
     probe = ActivationProbe(
         model=engine_model, attention=attention, device=device, dtype=dtype, block_tokens=BLOCK_TOKENS
     )
+
+    def settle() -> None:
+        release_freed_memory()
+        host.settle("libraries", resident_bytes())
+
     with torch.inference_mode():
+        # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
+        probe.peak_bytes(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
+        settle()
         plan = plan_memory(
             table=table,
             budget=device_budget,
@@ -86,6 +101,7 @@ def launch(options: EngineOptions) -> Launched:
             block_tokens=BLOCK_TOKENS,
             options=options,
             probe=probe.peak_bytes,
+            settle=settle,
         )
         pools = build_pools(table, plan.num_blocks, BLOCK_TOKENS, dtype, _zeros_on(device))
     contexts = ContextBuilder(
@@ -101,7 +117,9 @@ def launch(options: EngineOptions) -> Launched:
         engine=engine,
         tokenizer=tokenizer,
         model_name=options.model,
-        description=_describe(options, table, weights, device, dtype, plan, device_budget),
+        description=_describe(options, table, weights, device, dtype, plan, device_budget)
+        + slow_dtype_note(dtype, device)
+        + _ignored_note(engine.defaults),
         host=host,
         device=device_budget,
     )
@@ -169,9 +187,13 @@ def _describe_weights(options: EngineOptions, path: Path) -> tuple[PreTrainedMod
     return model, build_weight_map(model, checkpoint), dtype
 
 
-def _load_weights(model: PreTrainedModel, weights: WeightMap, device: torch.device, budget: Budget) -> None:
-    """Charges all weights, then loads them."""
+def _load_weights(
+    model: PreTrainedModel, weights: WeightMap, smallest: int, device: torch.device, budget: Budget
+) -> None:
+    """Charges all weights, then loads them; `smallest` is what else there must be room for."""
     try:
+        what = f"{format_bytes(weights.num_bytes)} of weights and the smallest cache and sweep"
+        budget.require(what, weights.num_bytes + smallest)
         budget.charge("weights", weights.num_bytes)
     except BudgetError as error:
         raise BudgetError(
@@ -204,5 +226,11 @@ def _describe(
         f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {device}; "
         f"weights {format_bytes(weights.num_bytes)}, KV cache {format_bytes(plan.kv_bytes)}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {plan.max_model_len:,} tokens, "
-        f"{plan.max_num_seqs} rows and {plan.max_num_batched_tokens:,} tokens at a time{slow_dtype_note(dtype, device)}"
+        f"{plan.max_num_seqs} rows and {plan.max_num_batched_tokens:,} tokens at a time"
     )
+
+
+def _ignored_note(defaults: GenerationDefaults) -> str:
+    """Names what the model's own file asks for and this version does not do: tokens differ from transformers' there."""
+    names = ", ".join(defaults.ignored)
+    return f"; generation_config.json sets {names}, which is not followed" if names else ""

@@ -6,25 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.engine.options import EngineOptions
-from headrace.errors import BudgetError, OptionError
+from headrace.errors import OptionError
 from headrace.executor.pool_plan import GroupDemand, PoolPlanner
-from headrace.models.layer_table import LayerTable
+from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.storage.budget import Budget
-from headrace.units import format_bytes
+from headrace.units import KIB, MIB
 
 DEFAULT_NUM_SEQS = 256
 DEFAULT_BATCHED_TOKENS = 1024
 SMALLEST_SWEEP_TOKENS = 16
 UNBOUNDED_CONTEXT = 32_768
 """Context of models that have no limit of their own (state models, ALiBi), unless --max-model-len says otherwise."""
+BOOKKEEPING_BYTES = 4 * KIB
+"""Python's numbers for the tokens of one block: in its sequence, in the tables, and in the prefix tree."""
+LIBRARY_BYTES = 80 * MIB
+"""Code and caches that torch and its libraries bring in when a model first runs; what they really take is measured."""
 _SHORTEST_CONTEXT = 64
 _TYPICAL_TOKENS = 2048
 _FIRST_PROBE_TOKENS = 64
 _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
+_SAMPLING_BYTES = 32 * MIB
 
-Probe = Callable[[int, int], int]
-"""(tokens, sampled rows) of a micro-batch -> bytes that it needs."""
+Probe = Callable[[int, int, int], int]
+"""(tokens of a sweep, sampled rows, positions of context) -> bytes to reserve."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,35 +44,52 @@ class MemoryPlan:
     kv_bytes: int
 
 
+def smallest_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, options: EngineOptions) -> int:
+    """Returns what an engine needs at least, beside Python and weights: an estimate, rather too high than too low.
+
+    Raises:
+        OptionError: `max_model_len` is beyond what the model was made for.
+    """
+    num_tokens, context = SMALLEST_SWEEP_TOKENS, _needed_context(table, options)
+    attention = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
+    widest = max((spec.num_kv_heads * (spec.key_width + spec.value_width) for spec in attention), default=0)
+    num_heads = max((table.hidden_size // spec.key_width + 1 for spec in attention), default=0)
+    activations = 4 * num_tokens * 32 * table.hidden_size + 4 * context * (widest + 2 * num_heads * num_tokens)
+    logits = 8 * num_tokens * table.vocab_size + min(_SAMPLING_BYTES, 32 * num_tokens * table.vocab_size)
+    kv = _planner(table, dtype_bytes, block_tokens, num_tokens).bytes_for(1, context)
+    return LIBRARY_BYTES + activations + logits + kv
+
+
 def plan_memory(
-    *, table: LayerTable, budget: Budget, dtype_bytes: int, block_tokens: int, options: EngineOptions, probe: Probe
+    *,
+    table: LayerTable,
+    budget: Budget,
+    dtype_bytes: int,
+    block_tokens: int,
+    options: EngineOptions,
+    probe: Probe,
+    settle: Callable[[], None],
 ) -> MemoryPlan:
     """Measures activations, and gives the KV cache what they leave.
+
+    Args:
+        settle: charges what a probe has left behind.
 
     Raises:
         BudgetError: not even the smallest sweep over the shortest useful context fits.
         OptionError: `max_model_len` is beyond what the model was made for.
     """
-    wanted_context = _wanted_context(table, options)
-    num_tokens, num_seqs, activations = _choose_sweep(budget, options, probe)
+    wanted_context, needed_context = _wanted_context(table, options), _needed_context(table, options)
+    smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
+    room = int((1 - _ACTIVATION_SHARE) * budget.free_bytes)
+    context = max(needed_context, smallest.longest_sequence(room, wanted_context))
+    num_tokens, num_seqs = _choose_sweep(budget, options, probe, context)
+    activations = probe(num_tokens, num_seqs, context)
+    settle()
     budget.charge("activations", activations)
-    planner = PoolPlanner(
-        demands=[
-            GroupDemand(group=group, block_bytes=table.block_bytes(group, block_tokens, dtype_bytes))
-            for group in table.groups
-        ],
-        block_tokens=block_tokens,
-        sweep_tokens=num_tokens,
-    )
-    context = planner.longest_sequence(budget.free_bytes, wanted_context)
-    needed = wanted_context if options.max_model_len is not None else min(wanted_context, _SHORTEST_CONTEXT)
-    if context < needed:
-        missing = planner.bytes_for(1, needed)
-        raise BudgetError(
-            f"a row of {needed} tokens needs {format_bytes(missing)} for its KV, but of {budget.option} "
-            f"{format_bytes(budget.limit_bytes)} only {format_bytes(max(0, budget.free_bytes))} is left "
-            f"({budget.ledger()}); give more with {budget.option}, or less with --max-model-len"
-        )
+    planner = _planner(table, dtype_bytes, block_tokens, num_tokens)
+    budget.require(f"the KV of a row of {needed_context} tokens", planner.bytes_for(1, needed_context))
+    context = planner.longest_sequence(budget.free_bytes, context)
     num_blocks = planner.split(
         budget.free_bytes,
         max_sequences=num_seqs,
@@ -86,6 +108,14 @@ def plan_memory(
     )
 
 
+def _planner(table: LayerTable, dtype_bytes: int, block_tokens: int, sweep_tokens: int) -> PoolPlanner:
+    demands = [
+        GroupDemand(group=group, block_bytes=table.block_bytes(group, block_tokens, dtype_bytes) + BOOKKEEPING_BYTES)
+        for group in table.groups
+    ]
+    return PoolPlanner(demands=demands, block_tokens=block_tokens, sweep_tokens=sweep_tokens)
+
+
 def _wanted_context(table: LayerTable, options: EngineOptions) -> int:
     limit = table.max_positions
     if options.max_model_len is None:
@@ -95,14 +125,19 @@ def _wanted_context(table: LayerTable, options: EngineOptions) -> int:
     return options.max_model_len
 
 
-def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe) -> tuple[int, int, int]:
-    """Returns tokens and rows of the largest sweep whose activations leave room for KV, and their bytes."""
+def _needed_context(table: LayerTable, options: EngineOptions) -> int:
+    """The context below which the engine does not start: all that was asked for, or what makes it useful at all."""
+    wanted = _wanted_context(table, options)
+    return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
+
+
+def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe, context: int) -> tuple[int, int]:
+    """Returns tokens and rows of the largest sweep whose activations leave room for KV."""
     num_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
     num_seqs = min(options.max_num_seqs or DEFAULT_NUM_SEQS, num_tokens)
     first = min(_FIRST_PROBE_TOKENS, num_tokens)
     room = _ACTIVATION_SHARE * budget.free_bytes
-    estimate = probe(first, min(num_seqs, first))
+    estimate = probe(first, min(num_seqs, first), context)
     while num_tokens > SMALLEST_SWEEP_TOKENS and estimate * num_tokens / first > room:
         num_tokens //= 2
-    num_seqs = min(num_seqs, num_tokens)
-    return num_tokens, num_seqs, probe(num_tokens, num_seqs)
+    return num_tokens, min(num_seqs, num_tokens)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from headrace.errors import CheckpointError, CorruptCheckpointError, OptionError, RequestError
-from headrace.models.transformers_api import AutoTokenizer, PreTrainedTokenizerBase
+from headrace.models.transformers_api import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -71,10 +71,13 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of `token_ids`."""
+        if isinstance(self._tokenizer, TokenizersBackend):  # called for every token: without the wrapper's detours
+            fast: str = self._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+            return fast
         text = self._tokenizer.decode(
             list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
-        assert isinstance(text, str), "one sequence gives one text"
+        assert isinstance(text, str)
         return text
 
 

@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TokenizersBackend,
 )
 from transformers import __version__ as transformers_version
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -57,6 +58,7 @@ __all__ = [
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
     "PretrainedConfig",
+    "TokenizersBackend",
     "WeightConverter",
     "WeightRenaming",
     "alibi_slopes",
