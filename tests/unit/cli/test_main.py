@@ -82,8 +82,8 @@ def test_without_a_command_the_help_is_shown_as_a_mistake(capsys: pytest.Capture
             "see headrace run --help",
         ),
         (
-            ["generate", "--model", "m", "--temperature", "-1", "x"],
-            "headrace: --temperature: temperature is -1.0; expected a number of at least 0",
+            ["generate", "--model", "m", "--top-p", "2", "x"],
+            "headrace: --top-p: top_p is 2.0; expected a number from 0 to 1",
         ),
         (["run", "in", "more", "-o", "o", "-m", "m"], "headrace: unrecognized arguments: more; see headrace --help"),
         (
