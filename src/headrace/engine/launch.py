@@ -12,7 +12,7 @@ from torch import Tensor
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.engine.engine import Engine
-from headrace.engine.memory import SMALLEST_SWEEP_TOKENS, MemoryPlan, plan_memory, smallest_bytes
+from headrace.engine.memory import LIBRARY_BYTES, SMALLEST_SWEEP_TOKENS, MemoryPlan, plan_memory, smallest_bytes
 from headrace.engine.options import EngineOptions
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.contexts import ContextBuilder
@@ -79,21 +79,17 @@ def launch(options: EngineOptions) -> Launched:
     keep_freed_memory()
     host, device_budget = _open_budgets(options, device)
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
-    _load_weights(model, weights, smallest, device, device_budget)
+    _charge_model(host, device_budget, weights.num_bytes, smallest)
+    _load_weights(model, weights, device)
     engine_model = EngineModel(model, table)
     attention = GroupedAttention()
     probe = ActivationProbe(
         model=engine_model, attention=attention, device=device, dtype=dtype, block_tokens=BLOCK_TOKENS
     )
-
-    def settle() -> None:
-        release_freed_memory()
-        host.settle("libraries", resident_bytes())
-
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
         probe.peak_bytes(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
-        settle()
+        _settle(host)
         plan = plan_memory(
             table=table,
             budget=device_budget,
@@ -101,7 +97,7 @@ def launch(options: EngineOptions) -> Launched:
             block_tokens=BLOCK_TOKENS,
             options=options,
             probe=probe.peak_bytes,
-            settle=settle,
+            settle=lambda: _settle(host),
         )
         pools = build_pools(table, plan.num_blocks, BLOCK_TOKENS, dtype, _zeros_on(device))
     contexts = ContextBuilder(
@@ -163,10 +159,8 @@ def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget,
     """Returns the budgets of host and device; without an accelerator they are one and the same."""
     if options.gpu_memory_bytes is not None and device.type == "cpu":
         raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
-    used = resident_bytes()
-    limit = options.memory_bytes or int(DEFAULT_SHARE * (available_bytes() + used))
+    limit = options.memory_bytes or int(DEFAULT_SHARE * (available_bytes() + resident_bytes()))
     host = Budget(tier="host", limit_bytes=limit, option="--memory")
-    host.charge("Python, torch and tokenizer", used)
     if device.type == "cpu":
         return host, host
     limit = options.gpu_memory_bytes or int(DEFAULT_SHARE * device_available_bytes(device))
@@ -187,18 +181,36 @@ def _describe_weights(options: EngineOptions, path: Path) -> tuple[PreTrainedMod
     return model, build_weight_map(model, checkpoint), dtype
 
 
-def _load_weights(
-    model: PreTrainedModel, weights: WeightMap, smallest: int, device: torch.device, budget: Budget
-) -> None:
-    """Charges all weights, then loads them; `smallest` is what else there must be room for."""
+def _charge_model(host: Budget, device: Budget, weight_bytes: int, smallest: int) -> None:
+    """Charges what is there already, and all weights.
+
+    Args:
+        smallest: what else there must be room for, so that nothing is loaded in vain.
+    """
+    used = resident_bytes()
+    weights = f"{format_bytes(weight_bytes)} of weights and the smallest KV cache and sweep"
     try:
-        what = f"{format_bytes(weights.num_bytes)} of weights and the smallest cache and sweep"
-        budget.require(what, weights.num_bytes + smallest)
-        budget.charge("weights", weights.num_bytes)
+        if device is host:
+            host.require(f"Python with torch, {weights}", used + weight_bytes + smallest)
+        else:
+            host.require("Python with torch", used + LIBRARY_BYTES)
+            device.require(weights, weight_bytes + smallest)
     except BudgetError as error:
         raise BudgetError(
             f"the model does not fit: {error}. (Nothing was loaded. This version keeps all weights in memory.)"
         ) from None
+    host.charge("Python, torch and tokenizer", used)
+    device.charge("weights", weight_bytes)
+
+
+def _settle(host: Budget) -> None:
+    """Charges what torch and its libraries have brought in since the start and keep."""
+    release_freed_memory()
+    host.settle("libraries", resident_bytes())
+
+
+def _load_weights(model: PreTrainedModel, weights: WeightMap, device: torch.device) -> None:
+    """Loads all weights straight to the device."""
 
     def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)

@@ -23,7 +23,6 @@ LIBRARY_BYTES = 80 * MIB
 """Code and caches that torch and its libraries bring in when a model first runs; what they really take is measured."""
 _SHORTEST_CONTEXT = 64
 _TYPICAL_TOKENS = 2048
-_FIRST_PROBE_TOKENS = 64
 _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
 _SAMPLING_BYTES = 32 * MIB
@@ -83,8 +82,7 @@ def plan_memory(
     smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
     room = int((1 - _ACTIVATION_SHARE) * budget.free_bytes)
     context = max(needed_context, smallest.longest_sequence(room, wanted_context))
-    num_tokens, num_seqs = _choose_sweep(budget, options, probe, context)
-    activations = probe(num_tokens, num_seqs, context)
+    num_tokens, num_seqs, activations = _choose_sweep(budget, options, probe, context)
     settle()
     budget.charge("activations", activations)
     planner = _planner(table, dtype_bytes, block_tokens, num_tokens)
@@ -131,13 +129,21 @@ def _needed_context(table: LayerTable, options: EngineOptions) -> int:
     return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
 
 
-def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe, context: int) -> tuple[int, int]:
-    """Returns tokens and rows of the largest sweep whose activations leave room for KV."""
-    num_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
-    num_seqs = min(options.max_num_seqs or DEFAULT_NUM_SEQS, num_tokens)
-    first = min(_FIRST_PROBE_TOKENS, num_tokens)
-    room = _ACTIVATION_SHARE * budget.free_bytes
-    estimate = probe(first, min(num_seqs, first), context)
-    while num_tokens > SMALLEST_SWEEP_TOKENS and estimate * num_tokens / first > room:
-        num_tokens //= 2
-    return num_tokens, min(num_seqs, num_tokens)
+def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe, context: int) -> tuple[int, int, int]:
+    """Returns tokens and rows of the largest sweep whose activations leave room for KV, and their bytes.
+
+    Sizes are tried from the smallest up, none of which could take more than there is: what a sweep takes grows at most
+    in proportion to its tokens.
+    """
+    wanted_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
+    wanted_seqs = options.max_num_seqs or DEFAULT_NUM_SEQS
+    room = int(_ACTIVATION_SHARE * budget.free_bytes)
+    num_tokens = min(SMALLEST_SWEEP_TOKENS, wanted_tokens)
+    peak = probe(num_tokens, min(num_tokens, wanted_seqs), context)
+    while num_tokens < wanted_tokens and 2 * peak <= budget.free_bytes:
+        larger = min(wanted_tokens, num_tokens * max(2, room // max(1, peak)))
+        larger_peak = probe(larger, min(larger, wanted_seqs), context)
+        if larger_peak > room:
+            break
+        num_tokens, peak = larger, larger_peak
+    return num_tokens, min(num_tokens, wanted_seqs), peak

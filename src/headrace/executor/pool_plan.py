@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from headrace.kv_cache.groups import KVGroup
 
 SNAPSHOTS_PER_SEQUENCE = 1
+_SEARCH_STEPS = 40
 _SLOTS_PER_SEQUENCE = 2 + SNAPSHOTS_PER_SEQUENCE
 """A running sequence reads one state slot and writes another; prefix sharing keeps snapshots beside."""
 
@@ -54,12 +55,18 @@ class PoolPlanner:
 
         One sequence of `max_tokens` always fits, since `longest_sequence` allowed it.
         """
-        alone = self.blocks_for(1, max_tokens)
-        fair = num_bytes / max(1, self.bytes_for(1, typical_tokens))
+        low, high = 0.0, num_bytes / max(1, self.bytes_for(1, typical_tokens))
+        for _ in range(_SEARCH_STEPS):
+            middle = (low + high) / 2
+            fits = self._bytes(self._share(middle, typical_tokens, max_tokens)) <= num_bytes
+            low, high = (middle, high) if fits else (low, middle)
         useful = self.blocks_for(max_sequences, max_tokens)
-        shares = [int(fair * blocks) for blocks in self.blocks_for(1, typical_tokens)]
-        blocks = [min(max(pair), most) for *pair, most in zip(shares, alone, useful, strict=True)]
-        return blocks if self._bytes(blocks) <= num_bytes else alone
+        return [min(pair) for pair in zip(self._share(low, typical_tokens, max_tokens), useful, strict=True)]
+
+    def _share(self, num_sequences: float, typical_tokens: int, max_tokens: int) -> list[int]:
+        """Blocks for `num_sequences` typical sequences, but in every group enough for the longest one."""
+        typical, alone = self.blocks_for(1, typical_tokens), self.blocks_for(1, max_tokens)
+        return [max(int(num_sequences * blocks), least) for blocks, least in zip(typical, alone, strict=True)]
 
     def _bytes(self, blocks: Sequence[int]) -> int:
         return sum(count * demand.block_bytes for count, demand in zip(blocks, self.demands, strict=True))

@@ -22,11 +22,17 @@ from headrace.storage.device_memory import device_peak_growth_bytes
 
 _SLACK = 1.15
 """Peaks differ between runs: what libraries keep for later, rows of other lengths than the probe's."""
+_PIECE_TOKENS = 128
+"""More queries than this are not attended at once, so that a longer chunk at the end of a context takes no more."""
+_MEASURED_CONTEXT = 4096
+"""What attention takes grows in proportion to the context; beyond this it is computed, since running takes seconds."""
+_INDEX_BYTES = 9
+"""Per row and position of its context: the key's position, and whether it is seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationProbe:
-    """Runs sweeps of one prompt and many decoding rows over one layer of each kind, on pools that hold just these."""
+    """Runs sweeps over one layer of each kind, on pools that hold just these."""
 
     model: EngineModel
     attention: AttentionBackend
@@ -34,21 +40,38 @@ class ActivationProbe:
     dtype: torch.dtype
     block_tokens: int
 
-    def peak_bytes(self, num_tokens: int, num_sequences: int) -> int:
-        """Returns what to reserve for a micro-batch of `num_tokens` tokens that samples `num_sequences` rows."""
-        sweep, num_blocks = self._sweep(num_tokens, min(num_sequences, num_tokens))
-        executor = self._executor(num_blocks)
-        return int(_SLACK * device_peak_growth_bytes(self.device, lambda: executor.run(sweep, _sample_freely)))
+    def peak_bytes(self, num_tokens: int, num_sequences: int, context_tokens: int) -> int:
+        """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
 
-    def _sweep(self, num_tokens: int, num_sequences: int) -> tuple[Sweep, int]:
+        Measured are a sweep of one prompt and many decoding rows, all of them at their beginning, and a chunk at the
+        end of `context_tokens`; rows that decode there need some numbers more for each position.
+        """
+        num_sequences = min(num_sequences, num_tokens)
+        first_length = num_tokens - num_sequences + 1
+        sweep = self._growth([(0, first_length), *[(0, 1)] * (num_sequences - 1)])
+        measured = min(context_tokens, _MEASURED_CONTEXT)
+        length = min(measured, num_tokens, _PIECE_TOKENS)
+        past = self._growth([(measured - length, length)]) * context_tokens // measured
+        indices = (_INDEX_BYTES * num_sequences + num_tokens) * context_tokens
+        return int(_SLACK * (sweep + past)) + indices
+
+    def _growth(self, chunks: Sequence[tuple[int, int]]) -> int:
+        """Returns the growth of memory in a sweep of chunks of (start, length)."""
+        sweep, num_blocks = self._sweep(chunks)
+        executor = self._executor(num_blocks)
+        return device_peak_growth_bytes(self.device, lambda: executor.run(sweep, _sample_expensively))
+
+    def _sweep(self, spans: Sequence[tuple[int, int]]) -> tuple[Sweep, int]:
+        """Returns a sweep and the blocks it needs. What lies before a chunk is read from the chunk's first block."""
         chunks: list[Chunk] = []
         num_blocks = 0
-        for sequence in range(num_sequences):
-            length = 1 if sequence else num_tokens - num_sequences + 1
-            blocks = tuple(range(num_blocks, num_blocks - (-length // self.block_tokens)))
-            num_blocks += len(blocks)
-            tables = tuple((-1, sequence) if group.kind == "state" else blocks for group in self.model.table.groups)
-            chunk = Chunk(sequence_id=sequence, start=0, token_ids=(0,) * length, block_tables=tables, samples=True)
+        for row, (start, length) in enumerate(spans):
+            past, end = start // self.block_tokens, -(-(start + length) // self.block_tokens)
+            blocks = (num_blocks,) * past + tuple(range(num_blocks, num_blocks + end - past))
+            num_blocks += end - past
+            # A state slot of its own to read and write: rows that go on take more than rows that begin.
+            tables = tuple((row, row) if group.kind == "state" else blocks for group in self.model.table.groups)
+            chunk = Chunk(sequence_id=row, start=start, token_ids=(0,) * length, block_tables=tables, samples=True)
             chunks.append(chunk)
         return Sweep(sweep_id=0, micro_batches=(MicroBatch(chunks=tuple(chunks)),), copies=()), num_blocks
 
@@ -78,7 +101,11 @@ def _zeros_on(device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], 
     return lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device)
 
 
-def _sample_freely(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
-    """Samples in the way that takes most memory: from the whole vocabulary."""
-    sampling = ResolvedSampling(max_tokens=1, temperature=1.0, top_p=0.999)
-    return sample(logits, [SamplingRow(sampling=sampling, sample_index=0, step=0, seed=id_) for id_ in sequences])
+def _sample_expensively(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
+    """Samples in the ways that take most memory: a ranked nucleus, the whole vocabulary, and log-probabilities."""
+    ways = (
+        ResolvedSampling(max_tokens=1, temperature=1.0, top_p=0.999, logprobs=20),
+        ResolvedSampling(max_tokens=1, temperature=1.0),
+    )
+    rows = [SamplingRow(sampling=ways[id_ % 2], sample_index=0, step=0, seed=id_) for id_ in sequences]
+    return sample(logits, rows)

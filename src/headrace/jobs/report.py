@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import sys
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from headrace.engine.outputs import RequestOutput
 from headrace.errors import OptionError
+from headrace.storage.process_memory import peak_resident_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +107,7 @@ class JobTally:
             wall_seconds=self._clock() - self._start,
             ttft_seconds=statistics.median(self._ttft) if self._ttft else None,
             tpot_seconds=statistics.median(self._tpot) if self._tpot else None,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak_resident_bytes(),
         )
 
 
@@ -134,17 +133,3 @@ class ReportFile:
             self._path.write_text(report.to_json(), encoding="utf-8")
         except OSError as error:
             raise OptionError(f"cannot write the report {self._path}: {error.strerror}") from error
-
-
-def peak_memory_bytes() -> int:
-    """Returns the most resident memory that this process ever held, in bytes.
-
-    Linux's `VmHWM` comes first: `ru_maxrss` there may be the parent's, taken over at the fork.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

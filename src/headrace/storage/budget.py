@@ -7,6 +7,8 @@ import math
 from headrace.errors import BudgetError
 from headrace.units import GIB, format_bytes
 
+_MARGIN = 1.02
+
 
 class Charge:
     """Bytes that were taken from a budget for one purpose; given back once, with `release`."""
@@ -52,15 +54,34 @@ class Budget:
         Raises:
             BudgetError: not so much is left; nothing was taken.
         """
-        if num_bytes > self.free_bytes:
-            raise BudgetError(
-                f"{what} needs {format_bytes(num_bytes)} of {self.tier} memory, but of {self.option} "
-                f"{format_bytes(self.limit_bytes)} only {format_bytes(self.free_bytes)} is left "
-                f"({self.ledger()}); give {self.option} {_rounded_up(self.charged_bytes + num_bytes)} or more"
-            )
+        self.require(what, num_bytes)
         charge = Charge(self, what, num_bytes)
         self._charges.append(charge)
         return charge
+
+    def require(self, what: str, num_bytes: int) -> None:
+        """Checks that `num_bytes` are left for the purpose `what`; takes nothing.
+
+        Raises:
+            BudgetError: they are not; the message says with which limit they would be.
+        """
+        if num_bytes > self.free_bytes:
+            limit, left = format_bytes(self.limit_bytes), format_bytes(max(0, self.free_bytes))
+            given = f"of {self.option} {limit} only {left} is left ({self.ledger()})"
+            raise BudgetError(
+                f"{what} needs {format_bytes(num_bytes)} of {self.tier} memory, but "
+                f"{given if self._charges else f'{self.option} is {limit}'}; "
+                f"give {self.option} {_rounded_up(self.charged_bytes + num_bytes)} or more"
+            )
+
+    def settle(self, what: str, used_bytes: int) -> None:
+        """Charges, as `what`, the part of `used_bytes` that is beyond all charges; less than them changes nothing.
+
+        Raises:
+            BudgetError: so much is not left.
+        """
+        if used_bytes > self.charged_bytes:
+            self.charge(what, used_bytes - self.charged_bytes)
 
     def release(self, charge: Charge) -> None:
         """Gives a charge's bytes back; does nothing to one that was given back before."""
@@ -76,5 +97,5 @@ class Budget:
 
 
 def _rounded_up(num_bytes: int) -> str:
-    """A size to type, at least `num_bytes`."""
-    return f"{math.ceil(10 * num_bytes / GIB) / 10:.1f}GiB"
+    """A size to type, a little above `num_bytes`: the same process takes some more or less each time."""
+    return f"{math.ceil(10 * _MARGIN * num_bytes / GIB) / 10:.1f}GiB"

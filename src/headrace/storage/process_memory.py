@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,15 @@ _CGROUP_LIMITS = (
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_TASKS = Path("/proc/self/task")
+_peak_before_reset = 0
+"""What the peak counter showed before it was last reset; nobody else remembers it."""
 
 
 def resident_bytes() -> int:
     """Returns the resident memory of this process and its children."""
-    process = psutil.Process()
-    total: int = process.memory_info().rss
-    for child in process.children(recursive=True):
+    total = _own_resident_bytes()
+    for child in _children():
         try:
             total += child.memory_info().rss
         except psutil.Error:  # it ended between the two calls
@@ -34,11 +37,7 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """Returns the highest resident memory of this process so far."""
-    peak = _status_bytes("VmHWM")
-    if peak is not None:
-        return peak
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return max(_peak_before_reset, _peak_counter_bytes())
 
 
 def available_bytes() -> int:
@@ -57,17 +56,38 @@ def available_bytes() -> int:
 def peak_growth_bytes(run: Callable[[], object]) -> int:
     """Runs `run` and returns by how much resident memory rose above its value before, at the highest.
 
-    Linux resets the peak counter first; elsewhere the growth of the process's own peak stands for it, which is too
-    small where the process had used more before.
+    Linux counts that itself, once its peak counter is reset; elsewhere a thread looks at every millisecond.
     """
+    global _peak_before_reset
     release_freed_memory()
+    _peak_before_reset = peak_resident_bytes()
     try:
         _CLEAR_REFS.write_text("5")  # resets VmHWM, proc(5)
-        before = _status_bytes("VmRSS") or 0
     except OSError:
-        before = peak_resident_bytes()
+        return _watched_growth_bytes(run)
+    before = _own_resident_bytes()
     run()
-    return max(0, peak_resident_bytes() - before)
+    return max(0, _peak_counter_bytes() - before)
+
+
+def _watched_growth_bytes(run: Callable[[], object]) -> int:
+    before = highest = _own_resident_bytes()
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(0.001):
+            highest = max(highest, _own_resident_bytes())
+
+    watcher = threading.Thread(target=watch, name="headrace-memory", daemon=True)
+    watcher.start()
+    try:
+        run()
+        after = _own_resident_bytes()  # what stays counts, however short the run was
+    finally:
+        ended.set()
+        watcher.join()  # from here on nobody else writes `highest`
+    return max(highest, after) - before
 
 
 def keep_freed_memory() -> None:
@@ -89,6 +109,31 @@ def release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def _own_resident_bytes() -> int:
+    resident = _status_bytes("VmRSS")
+    return psutil.Process().memory_info().rss if resident is None else resident
+
+
+def _peak_counter_bytes() -> int:
+    """What the system counts as this process's peak; on Linux since the last reset."""
+    peak = _status_bytes("VmHWM")
+    if peak is not None:
+        return peak
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _children() -> list[psutil.Process]:
+    """All descendants. Linux names the direct ones in /proc; where there are none, no other process is looked at."""
+    files = list(_TASKS.glob("*/children"))
+    try:
+        if files and not any(file.read_text() for file in files):
+            return []
+    except OSError:  # a thread ended between the two calls
+        pass
+    return psutil.Process().children(recursive=True)
 
 
 def _status_bytes(field: str) -> int | None:
