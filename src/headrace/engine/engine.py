@@ -31,12 +31,9 @@ _SAMPLING_BYTES = 32 * MIB
 _SWEEPS_PER_CHECK = 16
 _SMALLEST_SWEEP = 16
 _WINDOW = 2
-"""Requests that are in the engine at a time, as a multiple of those that can run."""
-_NOT_FINITE = RequestError(
-    "the model's logits for this row are not finite; the dtype may be too narrow (try --dtype float32 or bfloat16) or "
-    "the checkpoint damaged",
-    code="non_finite_logits",
-)
+"""Answers that are in the engine at a time, as a multiple of those that can run."""
+_WAITING_SWEEPS = 64
+"""Sweeps whose tokens may wait: some ten bytes each, which nothing else bounds."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,6 +73,7 @@ class Engine:
     _tickets: itertools.count[int] = field(default_factory=itertools.count)
     _sequence_ids: itertools.count[int] = field(default_factory=itertools.count)
     _num_sweeps: int = 0
+    _num_waiting_tokens: int = 0
 
     def check(self, request: GenerationRequest) -> ResolvedSampling:
         """Returns how the request would be sampled.
@@ -104,6 +102,7 @@ class Engine:
             num_open=sampling.n,
         )
         self._running[running.ticket] = running
+        self._num_waiting_tokens += len(request.prompt_token_ids)
         for index in range(sampling.n):
             sequence = ScheduledSequence(
                 sequence_id=next(self._sequence_ids),
@@ -150,7 +149,11 @@ class Engine:
     @property
     def wants_more(self) -> bool:
         """Whether more requests would find room soon; a caller with many adds no more than this asks for."""
-        return len(self._running) < _WINDOW * self.scheduler.limits.max_num_seqs
+        limits = self.scheduler.limits
+        return (
+            len(self._answers) < _WINDOW * limits.max_num_seqs
+            and self._num_waiting_tokens < _WAITING_SWEEPS * limits.max_num_batched_tokens
+        )
 
     def cancel(self, ticket: int) -> None:
         """Ends a request whose caller no longer wants it, and drops its output."""
@@ -169,7 +172,9 @@ class Engine:
         for micro_batch in sweep.micro_batches if sweep is not None else ():
             for chunk in micro_batch.chunks:
                 running, _ = self._answers[chunk.sequence_id]
-                running.started_seconds = running.started_seconds or now
+                if running.started_seconds is None:
+                    running.started_seconds = now
+                    self._num_waiting_tokens -= len(running.request.prompt_token_ids)
 
     def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken]:
         """The executor's sampler: one token for each row of `logits` (R, vocabulary)."""
@@ -203,7 +208,7 @@ class Engine:
             running, answer = found
             sequence = running.sequences[answer.index]
             if not token.is_finite:
-                self._fail(running, _NOT_FINITE)
+                self._fail(running, _not_finite())
                 continue
             reason = sequence.finish_reason
             assert reason != "cancelled", "a cancelled sequence is in no sweep"
@@ -219,7 +224,7 @@ class Engine:
         del self._running[running.ticket]
         answers = running.answers
         firsts = [answer.first_token_seconds for answer in answers if answer.first_token_seconds is not None]
-        started = running.started_seconds or running.arrived_seconds
+        assert running.started_seconds is not None, "a request ends after its first sweep"
         self.finished[running.ticket] = RequestOutput(
             request_id=running.request.request_id,
             prompt=running.request.prompt,
@@ -228,20 +233,22 @@ class Engine:
             metrics=RequestMetrics(
                 ttft_seconds=min(firsts) - running.arrived_seconds,
                 tpot_seconds=seconds_per_token(answers),
-                queued_seconds=started - running.arrived_seconds,
+                queued_seconds=running.started_seconds - running.arrived_seconds,
                 num_cached_tokens=running.sequences[0].num_prefix_hit_tokens,
             ),
         )
 
     def _reject(self, rejection: Rejection) -> None:
-        running, _ = self._answers[rejection.sequence.sequence_id]
+        found = self._answers.get(rejection.sequence.sequence_id)
+        if found is None:  # a sibling's rejection ended the request a moment ago
+            return
         error = RequestError(
             f"the row has {rejection.num_tokens} tokens; memory holds the KV of {rejection.capacity_tokens} per row; "
             "give more with --memory, or shorten it",
             code="context_length_exceeded",
             param="prompt",
         )
-        self._fail(running, error)
+        self._fail(found[0], error)
 
     def _fail(self, running: _Running, error: RequestError) -> None:
         del self._running[running.ticket]
@@ -250,6 +257,8 @@ class Engine:
 
     def _forget(self, running: _Running) -> None:
         """Ends what is left of a request in the scheduler."""
+        if running.started_seconds is None:
+            self._num_waiting_tokens -= len(running.request.prompt_token_ids)
         for sequence in running.sequences:
             self._answers.pop(sequence.sequence_id, None)
             if sequence.status is not Status.FINISHED:
@@ -271,6 +280,14 @@ class Engine:
             max_micro_batch_tokens=min(limits.max_micro_batch_tokens, smaller),
             max_num_seqs=min(limits.max_num_seqs, smaller),
         )
+
+
+def _not_finite() -> RequestError:
+    return RequestError(
+        "the model's logits for this row are not finite; the dtype may be too narrow (try --dtype float32 or bfloat16) "
+        "or the checkpoint damaged",
+        code="non_finite_logits",
+    )
 
 
 def failed_output(request: GenerationRequest, error: RequestError) -> RequestOutput:

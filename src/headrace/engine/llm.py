@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 
@@ -153,6 +155,7 @@ class LLM:
     def close(self) -> None:
         """Frees the model; a second call does nothing."""
         self._engine = None
+        gc.collect()  # a model's modules refer to each other in circles
 
     def __enter__(self) -> LLM:
         return self
@@ -217,20 +220,23 @@ def _stream(engine: Engine, request: GenerationRequest) -> Generator[OutputPiece
     ticket = engine.add(request)
     answer = engine.first_answer(ticket)
     try:
-        while ticket not in engine.finished:
-            engine.step()
-            piece = answer.take_piece()
+        while True:
+            piece = answer.take_piece()  # what others who use the engine made it generate comes along
             if piece.token_ids:
                 yield piece
-        error = engine.finished[ticket].error
-        if error is not None:
-            raise error
+            if piece.finish_reason is not None:
+                break
+            if ticket in engine.finished:
+                error = engine.finished[ticket].error
+                assert error is not None, "a request ends with its answers or with an error"
+                raise error
+            engine.step()
     finally:
         engine.cancel(ticket)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 

@@ -12,6 +12,8 @@ from headrace.units import format_bytes
 
 TOLERANCE = 1.03
 """Measured memory may exceed the budget by this factor."""
+PRESSURE = 1.01
+"""Beyond this factor sweeps become smaller; a plan takes the whole budget, so that a little more is no sign of need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +28,12 @@ class Governor:
     measure: Callable[[], int] = resident_bytes
 
     def pressed(self) -> bool:
-        """Whether the process uses more than its budget, after freed memory was given back."""
-        if self.measure() <= self.budget.limit_bytes:
+        """Whether the process uses notably more than its budget, after freed memory was given back."""
+        most = PRESSURE * self.budget.limit_bytes
+        if self.measure() <= most:
             return False
         release_freed_memory()
-        return self.measure() > self.budget.limit_bytes
+        return self.measure() > most
 
     def check(self) -> None:
         """Raises BudgetError where use is above the budget beyond the tolerance: nothing is left to shrink."""
