@@ -43,13 +43,15 @@ class ActivationProbe:
     def peak_bytes(self, num_tokens: int, num_sequences: int, context_tokens: int) -> int:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
 
-        Measured are a sweep of one prompt and many decoding rows, all of them at their beginning, and a chunk at the
-        end of `context_tokens`; rows that decode there need some numbers more for each position.
+        Measured are a sweep of one prompt (or more, where it is too long for the model) and many decoding rows, all of
+        them at their beginning, and a chunk at the end of `context_tokens`; rows that decode there need some numbers
+        more for each position.
         """
         num_sequences = min(num_sequences, num_tokens)
-        first_length = num_tokens - num_sequences + 1
-        sweep = self._growth([(0, first_length), *[(0, 1)] * (num_sequences - 1)])
-        measured = min(context_tokens, _MEASURED_CONTEXT)
+        longest = self.model.table.max_positions or num_tokens
+        prompts = _cut(num_tokens - num_sequences + 1, longest)
+        sweep = self._growth([*((0, length) for length in prompts), *[(0, 1)] * (num_sequences - 1)])
+        measured = min(context_tokens, longest, _MEASURED_CONTEXT)
         length = min(measured, num_tokens, _PIECE_TOKENS)
         past = self._growth([(measured - length, length)]) * context_tokens // measured
         indices = (_INDEX_BYTES * num_sequences + num_tokens) * context_tokens
@@ -95,6 +97,10 @@ class ActivationProbe:
         )
         points = [point for point in table.points() if point.kind in waits]
         return Executor(model=self.model, points=points, contexts=contexts)
+
+
+def _cut(num_tokens: int, longest: int) -> list[int]:
+    return [min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]
 
 
 def _zeros_on(device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:
