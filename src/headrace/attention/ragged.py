@@ -34,10 +34,23 @@ class KVPages:
     value_width: int
 
     def write(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
-        """Stores the micro-batch's new keys (T, K, D) and values (T, K, V) at `layout`'s places."""
+        """Stores the micro-batch's new keys (T, K, D) and values (T, K, V) at `layout`'s places.
+
+        A block that begins is cleared: what its last owner left beyond the row's end is multiplied by 0, and were it
+        not finite, by then this row would not be either.
+        """
+        if len(layout.begun_blocks):
+            (self.keys if self.values is None else self.values)[layout.begun_blocks] = 0
         self.keys[layout.write_blocks, :, layout.write_offsets] = keys.to(self.keys.dtype)
         if self.values is not None and values is not None:
             self.values[layout.write_blocks, :, layout.write_offsets] = values.to(self.values.dtype)
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Makes block `target` begin as block `source` does, and clears the rest of it."""
+        for pages in (self.keys, self.values):
+            if pages is not None:
+                pages[target, :, :num_tokens] = pages[source, :, :num_tokens]
+                pages[target, :, num_tokens:] = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,6 +61,7 @@ class RaggedLayout:
         starts: (R,) position of each chunk's first token.
         lengths: (R,) tokens of each chunk.
         block_table: (R, B) pool block of every `block_tokens` positions; -1 where freed or absent.
+        begun_blocks: pool blocks whose first slot is written.
         write_blocks, write_offsets: (T,) pool block and slot in it of each new token, on the pool's device.
         plans: what a backend derives from this layout and wants to keep for the other layers of the group.
     """
@@ -56,6 +70,7 @@ class RaggedLayout:
     starts: Integers
     lengths: Integers
     block_table: Integers
+    begun_blocks: Tensor
     write_blocks: Tensor
     write_offsets: Tensor
     plans: dict[tuple[int, ...], object] = field(default_factory=dict)
@@ -68,13 +83,16 @@ class RaggedLayout:
         rows = np.repeat(np.arange(len(starts)), lengths)
         firsts = np.cumsum(lengths) - lengths
         positions = np.arange(int(lengths.sum())) - np.repeat(firsts - starts, lengths)
+        offsets = positions % block_tokens
+        blocks = block_table[rows, positions // block_tokens]
         return RaggedLayout(
             block_tokens=block_tokens,
             starts=starts,
             lengths=lengths,
             block_table=block_table,
-            write_blocks=torch.from_numpy(block_table[rows, positions // block_tokens]).to(device),
-            write_offsets=torch.from_numpy(positions % block_tokens).to(device),
+            begun_blocks=torch.from_numpy(blocks[offsets == 0]).to(device),
+            write_blocks=torch.from_numpy(blocks).to(device),
+            write_offsets=torch.from_numpy(offsets).to(device),
         )
 
     @property
