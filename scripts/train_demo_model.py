@@ -266,12 +266,17 @@ def main() -> None:
         "--check-every", type=int, default=1000, help="measure 200 rows of both splits every so many steps"
     )
     parser.add_argument("--checkpoints", type=Path, help="also save at every check, here")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint; its tokenizer and shape are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
-    tokenizer = train_tokenizer(list(itertools.islice(notes("train", seed=0), 20_000)))
-    model = build_model(tokenizer, options)
+    if options.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.start)
+        model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(list(itertools.islice(notes("train", seed=0), 20_000)))
+        model = build_model(tokenizer, options)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     train(model, tokenizer, options)
     save(model, tokenizer, options.out)

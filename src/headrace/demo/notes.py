@@ -72,7 +72,7 @@ def _make_note(rng: random.Random, split: Split) -> Note:
     if is_order:
         items = [
             (phrases.pick_quantity(rng, held_out=held_out), _pick_product(rng, held_out, values))
-            for _ in range(rng.choices((1, 2, 3), (5, 4, 2))[0])
+            for _ in range(rng.choices((1, 2, 3), (6, 4, 1))[0])
         ]
         values += [str(number) for number, _ in items]
         slots["items"] = phrases.write_items(rng, items)

@@ -1,6 +1,6 @@
 """Scores the demo model's answers by whether their JSON equals what was expected.
 
-headrace run examples/orders.jsonl --model demo --output results.jsonl
+headrace run examples/orders.jsonl -o results.jsonl --model demo
 python -m headrace.demo.scoring results.jsonl examples/orders_expected.jsonl
 """
 
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     answers = {str(row["id"]): text for row in results if isinstance(text := row.get("text"), str)}
     expected = {str(row["id"]): json.dumps(row["expected"]) for row in _read_lines(options.expected)}
     for split, share in split_shares(answers, expected).items():
-        sys.stdout.write(f"{split}: {share * 100:.1f} %\n")
+        sys.stdout.write(f"accuracy on {split}: {share * 100:.1f} %\n")
     overall = exact_share([answers.get(row_id, "") for row_id in expected], list(expected.values()))
     sys.stdout.write(f"accuracy: {overall * 100:.1f} %\n")
 

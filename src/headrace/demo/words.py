@@ -40,7 +40,7 @@ _ANY_LETTER = "abcdefghijklmnopqrstuvwxyz"
 def invent_word(rng: random.Random, *, held_out: bool) -> str:
     """Make up a lower-case word of 4 to 11 letters on the asked side of the hold-out."""
     while True:
-        if rng.random() < 0.12:
+        if rng.random() < 0.04:
             word = "".join(rng.choices(_ANY_LETTER, k=rng.randint(4, 8)))
         else:
             syllables = rng.choice((1, 2, 2, 3))
@@ -52,7 +52,7 @@ def invent_word(rng: random.Random, *, held_out: bool) -> str:
             return word
 
 
-def pick_word(rng: random.Random, known: list[str], *, held_out: bool, invented: float = 0.5) -> str:
+def pick_word(rng: random.Random, known: list[str], *, held_out: bool, invented: float = 0.4) -> str:
     """Pick a word of a list, or with probability `invented` make one up, on the asked side of the hold-out."""
     if rng.random() >= invented:
         for _ in range(64):

@@ -41,4 +41,6 @@ def test_the_command_line_prints_both_splits_and_the_accuracy(
         '{"id": "unseen_values-0000", "expected": {"a": 1}}\n{"id": "unseen_patterns-0000", "expected": {"a": 2}}\n'
     )
     main([str(results), str(expected)])
-    assert capsys.readouterr().out == "unseen_values: 100.0 %\nunseen_patterns: 0.0 %\naccuracy: 50.0 %\n"
+    assert capsys.readouterr().out == (
+        "accuracy on unseen_values: 100.0 %\naccuracy on unseen_patterns: 0.0 %\naccuracy: 50.0 %\n"
+    )
