@@ -198,7 +198,7 @@ def generate_alone(model: PreTrainedModel, prompt: Sequence[int], num_new: int) 
 
 LENGTHS = (1, 3, 7, 14, 33, 64, 100)
 """Of prompts: below and above a window of 5 and blocks of 4 and 32, at a block's end, and inside of one."""
-NUM_NEW = 12
+NUM_NEW = 8
 
 
 def make_prompt(length: int, seed: int = 7) -> tuple[int, ...]:
@@ -233,9 +233,9 @@ def sharing_rows(*, every: int = 0) -> list[Row]:
 
 def crowded_rows(*, every: int = 0) -> list[Row]:
     """Rows for a scarce cache: short ones of one length that grow to a multiple of it, and two that fill it alone."""
-    lengths = (8, 8, 8, 33, 8, 40, 8)
+    lengths = (8, 8, 33, 8, 24, 8)
     return [
-        Row(prompt=make_prompt(length, seed), num_new=24 if length == 8 else 3, arrival=every * seed)
+        Row(prompt=make_prompt(length, seed), num_new=16 if length == 8 else 3, arrival=every * seed)
         for seed, length in enumerate(lengths)
     ]
 

@@ -47,7 +47,7 @@ FAMILIES = sorted(TINY_CONFIGS)
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows, "crowded": crowded_rows}
 
 LONG_PROMPT = 300
-"""More than two pieces of 128 queries, ten blocks of 32 tokens."""
+"""More than two pieces of 128 queries, ten blocks of 32 tokens; OPT's table of positions ends before."""
 
 BF16_TYPICAL_ERROR = 0.04
 """For three tokens of four: root mean square of the errors of a token's logits, per standard deviation of all logits.
@@ -136,6 +136,12 @@ MIXED = make_case(("sharing", 2, 23, 3, 4, True, GroupedAttention, sweep_steps))
 SCARCE = make_case(("crowded", 0, 31, 1, 4, True, ReferenceAttention, serial_steps))
 
 
+def families(*always: str, without: str = "") -> list[object]:
+    """All families but one; those that do not run `always` are among the slow tests."""
+    names = [name for name in FAMILIES if name != without]
+    return [pytest.param(name, marks=[] if name in always else [pytest.mark.slow]) for name in names]
+
+
 def check(name: str, case: Case) -> None:
     rows = ROWS[case.rows](every=case.every)
     expected = [generated(name, row.prompt, row.num_new) for row in rows for _ in range(row.num_samples)]
@@ -153,7 +159,7 @@ def test_rows_that_enter_later_and_share_prefixes_are_generated_as_alone(name: s
     check(name, MIXED)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families("llama", "bloom", "gemma2", "deepseek_v3", "qwen3_next", "mamba2"))
 def test_rows_that_lose_their_blocks_are_generated_as_alone(name: str) -> None:
     check(name, SCARCE)
 
@@ -165,22 +171,15 @@ def test_rows_are_generated_as_alone_in_sweeps_of_any_shape(name: str, case: Cas
     check(name, case)
 
 
-def long_families(*always: str) -> list[object]:
-    """The families without a learned table of positions; all but some of them among the slow tests."""
-    return [
-        pytest.param(name, marks=[] if name in always else [pytest.mark.slow]) for name in FAMILIES if name != "opt"
-    ]
-
-
 @pytest.mark.parametrize("sweep_tokens", [1024, 161])
-@pytest.mark.parametrize("name", long_families("gemma2", "qwen3_next"))
+@pytest.mark.parametrize("name", families("gemma2", "qwen3_next", without="opt"))
 def test_long_prompts_beside_short_ones_are_generated_as_alone(name: str, sweep_tokens: int) -> None:
     rows = [Row(prompt=make_prompt(length), num_new=6) for length in (5, LONG_PROMPT, 1, 129)]
     expected = [generated(name, row.prompt, row.num_new) for row in rows]
     assert make_rig(tiny_engine_model(name), Shape(sweep_tokens=sweep_tokens)).run(rows) == expected
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families("llama", "bloom", "gemma3_text", "deepseek_v2", "qwen3_next", "mamba2"))
 def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(name: str) -> None:
     theirs = make_tiny_model(name, dtype=torch.bfloat16)
     exact = make_tiny_model(name, dtype=torch.bfloat16).float()
@@ -209,13 +208,7 @@ def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(name: str) ->
     assert excess < BF16_EXCESS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("mistral", "deepseek_v3", "mamba2") else [pytest.mark.slow])
-        for name in FAMILIES
-    ],
-)
+@pytest.mark.parametrize("name", families("mistral", "deepseek_v3", "mamba2"))
 def test_a_saved_model_is_generated_from_as_by_transformers(name: str, tmp_path: Path) -> None:
     save_tiny(name, tmp_path)
     words = {f"w{index}": index for index in range(VOCAB_SIZE)}
