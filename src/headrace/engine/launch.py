@@ -20,7 +20,7 @@ from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
+from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, is_slow, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.locate import locate_model
@@ -46,6 +46,8 @@ from headrace.storage.process_memory import (
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
+_WIDENED_SHARE = 1 / 3
+"""Weights are widened to float32, on CPUs that are slow in half precision, if they then take at most this much."""
 DEFAULT_SHARE = 0.8
 """Part of the memory that is free at the start which is taken when the user names no budget."""
 _WAITS: frozenset[PointKind] = frozenset({"embedding", "layer", "head"})
@@ -74,10 +76,10 @@ def launch(options: EngineOptions) -> Launched:
     path = locate_model(options.model, options.revision)
     device = choose_device(options.device)
     tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
-    model, weights, dtype = _describe_weights(options, path)
-    table = layer_table(model.config)
     keep_freed_memory()
     host, device_budget = _open_budgets(options, device)
+    model, weights, dtype = _describe_weights(options, path, device, device_budget)
+    table = layer_table(model.config)
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     _charge_model(host, device_budget, weights.num_bytes, smallest)
     _load_weights(model, weights, device)
@@ -167,7 +169,9 @@ def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget,
     return host, Budget(tier="device", limit_bytes=limit, option="--gpu-memory")
 
 
-def _describe_weights(options: EngineOptions, path: Path) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
+def _describe_weights(
+    options: EngineOptions, path: Path, device: torch.device, budget: Budget
+) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
     """Builds the skeleton and finds where its weights come from; reads none."""
     if options.load_format == "dummy":
         dtype = choose_dtype(options.dtype) or dtype_of_config(read_config(path))
@@ -175,10 +179,17 @@ def _describe_weights(options: EngineOptions, path: Path) -> tuple[PreTrainedMod
         layer_table(model.config)
         return model, build_random_weight_map(model, options.seed), dtype
     checkpoint = Checkpoint.open(path)
-    dtype = choose_dtype(options.dtype) or checkpoint_dtype(checkpoint)
+    dtype = choose_dtype(options.dtype) or _automatic_dtype(checkpoint, device, budget)
     model = build_skeleton(path, dtype)
     layer_table(model.config)
     return model, build_weight_map(model, checkpoint), dtype
+
+
+def _automatic_dtype(checkpoint: Checkpoint, device: torch.device, budget: Budget) -> torch.dtype:
+    """Returns the checkpoint's own dtype; float32 where the CPU is slow in that one and the memory allows it."""
+    own = checkpoint_dtype(checkpoint)
+    widened_bytes = checkpoint.num_bytes * torch.float32.itemsize // own.itemsize
+    return torch.float32 if is_slow(own, device) and widened_bytes <= _WIDENED_SHARE * budget.limit_bytes else own
 
 
 def _charge_model(host: Budget, device: Budget, weight_bytes: int, smallest: int) -> None:

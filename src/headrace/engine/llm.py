@@ -53,7 +53,8 @@ class LLM:
         Args:
             model: a local directory, a hub name (`org/name`, `org/name@revision`), or `demo`, the one in the package.
             revision: branch, tag or commit of a hub name.
-            dtype: of weights, KV and arithmetic: `auto` (the checkpoint's), `float32`, `bfloat16`, `float16`.
+            dtype: of weights, KV and arithmetic: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but
+                float32 on a CPU without instructions for it, where memory is ample.
             device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`.
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default.
             gpu_memory: the same for the GPU's own memory.
@@ -221,16 +222,17 @@ def _stream(engine: Engine, request: GenerationRequest) -> Generator[OutputPiece
     answer = engine.first_answer(ticket)
     try:
         while True:
-            piece = answer.take_piece()  # what others who use the engine made it generate comes along
+            piece = answer.take_piece()  # others who use the engine make this answer grow, too
             if piece.token_ids:
                 yield piece
-            if piece.finish_reason is not None:
-                break
-            if ticket in engine.finished:
+                if piece.finish_reason is not None:
+                    return
+            elif ticket in engine.finished:
                 error = engine.finished[ticket].error
-                assert error is not None, "a request ends with its answers or with an error"
+                assert error is not None, "an answer ends with a token"
                 raise error
-            engine.step()
+            else:
+                engine.step()
     finally:
         engine.cancel(ticket)
 
