@@ -36,21 +36,23 @@ class KVPages:
     def write(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
         """Stores the micro-batch's new keys (T, K, D) and values (T, K, V) at `layout`'s places.
 
-        A block that begins is cleared: what its last owner left beyond the row's end is multiplied by 0, and were it
-        not finite, by then this row would not be either.
+        What a query must not see is multiplied by 0, which only finite values survive. So a value that is not finite is
+        stored as 0, and its key as NaN: whoever sees it gets NaN, and nobody else.
         """
-        if len(layout.begun_blocks):
-            (self.keys if self.values is None else self.values)[layout.begun_blocks] = 0
+        if values is None:
+            latents, lost = _finite(keys[..., : self.value_width])
+            keys = torch.cat((latents, keys[..., self.value_width :] + lost), dim=-1)
+        else:
+            values, lost = _finite(values)
+            keys = keys + lost
         self.keys[layout.write_blocks, :, layout.write_offsets] = keys.to(self.keys.dtype)
         if self.values is not None and values is not None:
             self.values[layout.write_blocks, :, layout.write_offsets] = values.to(self.values.dtype)
 
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Makes block `target` begin as block `source` does, and clears the rest of it."""
-        for pages in (self.keys, self.values):
-            if pages is not None:
-                pages[target, :, :num_tokens] = pages[source, :, :num_tokens]
-                pages[target, :, num_tokens:] = 0
+
+def _finite(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, K, V) -> the same with 0 for what is not finite, and (T, K, 1): NaN where there was such a number, else 0."""
+    return values.nan_to_num(0.0, 0.0, 0.0), (values - values).sum(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,7 +63,6 @@ class RaggedLayout:
         starts: (R,) position of each chunk's first token.
         lengths: (R,) tokens of each chunk.
         block_table: (R, B) pool block of every `block_tokens` positions; -1 where freed or absent.
-        begun_blocks: pool blocks whose first slot is written.
         write_blocks, write_offsets: (T,) pool block and slot in it of each new token, on the pool's device.
         plans: what a backend derives from this layout and wants to keep for the other layers of the group.
     """
@@ -70,7 +71,6 @@ class RaggedLayout:
     starts: Integers
     lengths: Integers
     block_table: Integers
-    begun_blocks: Tensor
     write_blocks: Tensor
     write_offsets: Tensor
     plans: dict[tuple[int, ...], object] = field(default_factory=dict)
@@ -83,16 +83,13 @@ class RaggedLayout:
         rows = np.repeat(np.arange(len(starts)), lengths)
         firsts = np.cumsum(lengths) - lengths
         positions = np.arange(int(lengths.sum())) - np.repeat(firsts - starts, lengths)
-        offsets = positions % block_tokens
-        blocks = block_table[rows, positions // block_tokens]
         return RaggedLayout(
             block_tokens=block_tokens,
             starts=starts,
             lengths=lengths,
             block_table=block_table,
-            begun_blocks=torch.from_numpy(blocks[offsets == 0]).to(device),
-            write_blocks=torch.from_numpy(blocks).to(device),
-            write_offsets=torch.from_numpy(offsets).to(device),
+            write_blocks=torch.from_numpy(block_table[rows, positions // block_tokens]).to(device),
+            write_offsets=torch.from_numpy(positions % block_tokens).to(device),
         )
 
     @property

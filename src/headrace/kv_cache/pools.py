@@ -105,4 +105,6 @@ class KVPools:
                 if isinstance(memory, StateSlots):
                     memory.copy(copy.source, copy.target)
                 else:
-                    memory.copy(copy.source, copy.target, copy.num_tokens)
+                    memory.keys[copy.target] = memory.keys[copy.source]
+                    if memory.values is not None:
+                        memory.values[copy.target] = memory.values[copy.source]

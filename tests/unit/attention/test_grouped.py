@@ -87,7 +87,7 @@ def test_freed_blocks_are_not_missed(window: int) -> None:
 @pytest.mark.parametrize("heads", ALL_HEADS)
 @pytest.mark.parametrize("window", [None, 5])
 def test_what_a_block_held_before_is_not_seen(window: int | None, heads: str) -> None:
-    scene = make_scene(4, ALL_HEADS[heads], MIXED, window=window, garbage=float("nan"))
+    scene = make_scene(4, ALL_HEADS[heads], MIXED, window=window, garbage=1e30)
     assert_as_defined(BACKENDS, scene, AttentionRule(scale=0.4, window=window))
 
 
