@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend
+from headrace.engine.engine import Engine
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor, Sampler, Schedule
 from headrace.executor.pools import build_pools
@@ -26,12 +27,16 @@ from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
+from headrace.models.tokenizer import WithoutTokenizer
+from headrace.sampling.parameters import GenerationDefaults
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, PointKind, Resume, Step, sweep_steps
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.scheduler.sequence import Sequence as ScheduledSequence
 from headrace.scheduler.sweep import Sweep
+from headrace.storage.budget import Budget
+from headrace.storage.governor import Governor
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 ALL_KINDS: frozenset[PointKind] = frozenset({"embedding", "layer", "attention", "experts", "head"})
@@ -52,7 +57,7 @@ class Row:
 class Shape:
     """How rows are cut into sweeps, and what runs them. `scarce`: too few blocks for all rows at a time."""
 
-    attention: type[AttentionBackend] = GroupedAttention
+    attention: Callable[[], AttentionBackend] = GroupedAttention
     schedule: Schedule = sweep_steps
     num_micro_batches: int = 1
     sweep_tokens: int = 1024
@@ -63,13 +68,19 @@ class Shape:
     waits: frozenset[PointKind] = ALL_KINDS
 
 
+class Runner(Protocol):
+    """What runs a sweep: an `Executor`, or one that does it in an unusual way."""
+
+    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]: ...
+
+
 @dataclass(kw_only=True)
 class Rig:
     """A model in memory with everything that runs it."""
 
     scheduler: Scheduler
     cache: KVCacheManager
-    executor: Executor
+    executor: Runner
     _ids: Iterator[int] = field(default_factory=lambda: iter(range(10**9)))
 
     def run(
@@ -147,6 +158,26 @@ def make_rig(
     points = [point for point in table.points() if point.kind in shape.waits]
     executor = Executor(model=model, points=points, contexts=contexts, schedule=shape.schedule)
     return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor)
+
+
+def executor_of(rig: Rig) -> Executor:
+    """Returns the executor of a rig that has just been made."""
+    assert isinstance(rig.executor, Executor)
+    return rig.executor
+
+
+def engine_of(rig: Rig, model: EngineModel) -> Engine:
+    """Builds an engine from the rooms of a rig."""
+    return Engine(
+        scheduler=rig.scheduler,
+        executor=cast("Executor", rig.executor),
+        governor=Governor(budget=Budget(tier="host", limit_bytes=1 << 50, option="--memory")),
+        tokenizer=WithoutTokenizer(),
+        defaults=GenerationDefaults(),
+        max_model_len=128,
+        vocab_size=model.table.vocab_size,
+        seed=0,
+    )
 
 
 def _num_blocks(group: KVGroup, shape: Shape) -> int:
@@ -283,7 +314,7 @@ def forced_logits(
     The first `num_prompt` tokens of a text are its prompt; the others are decoded one by one, whatever the logits say.
     """
     rig, recorder = make_rig(model, shape, dtype), AllLogits(model=model)
-    rig.executor = replace(rig.executor, model=cast("EngineModel", recorder))
+    rig.executor = replace(executor_of(rig), model=cast("EngineModel", recorder))
     rows = [
         Row(prompt=tuple(text[:length]), num_new=len(text) - length + 1)
         for text, length in zip(texts, num_prompt, strict=True)

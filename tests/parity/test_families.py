@@ -31,6 +31,7 @@ from tests.parity.harness import (
     Shape,
     crowded_rows,
     distinct_rows,
+    executor_of,
     forced_logits,
     generate_alone,
     generated,
@@ -78,7 +79,7 @@ class Case:
                 f"{shape.num_micro_batches}_micro_batches",
                 f"blocks_of_{shape.block_tokens}",
                 "shared" if shape.shares_prefixes else "unshared",
-                shape.attention.__name__,
+                getattr(shape.attention, "__name__", "?"),
                 getattr(shape.schedule, "__name__", "?"),
             ]
         )
@@ -299,5 +300,5 @@ def test_control_a_lost_softcap_is_noticed() -> None:
 def test_control_wrong_positions_or_forgotten_states_are_noticed(name: str) -> None:
     expected = [generated(name, row.prompt, row.num_new) for row in SHORT_ROWS]
     rig = make_rig(tiny_engine_model(name), ONE_BLOCK)
-    rig.executor.contexts.__class__ = SpoiledContexts
+    executor_of(rig).contexts.__class__ = SpoiledContexts
     assert rig.run(SHORT_ROWS) != expected
