@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.workloads import Row, Workload
 
 Order = Literal["prompt length", "answer length"]
-_BATCH_SIZES = (4, 8, 16, 32, 64)
+_BATCH_SIZES = (16, 32, 64)
 
 
 class TransformersGenerate:
