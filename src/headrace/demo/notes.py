@@ -2,11 +2,12 @@
 
     python -m headrace.demo.notes --split unseen_values --rows 150 > rows.jsonl
 
-Three splits, disjoint by construction:
+Splits, disjoint by construction:
 
-    train             sentence patterns and values of the training side
-    unseen_values     training's patterns; every name, product, service, number, date and time is held out
-    unseen_patterns   held-out values in held-out patterns
+    train                  training's sentence patterns and values, some patterns with unrelated words mixed in
+    unseen_values          training's patterns; every name, product, service, number, date and time is held out
+    unseen_patterns        held-out values in held-out patterns
+    development_patterns   the same with the patterns that may be looked at while training's are written
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from headrace.demo import patterns, phrases, words
+from headrace.demo import noise, patterns, phrases, words
 
 _TELEGRAM_SHARE = 0.2
+_DISTURBED_SHARE = 0.4
+_MEANINGLESS_SHARE = 0.35
 
-Split = Literal["train", "unseen_values", "unseen_patterns"]
+Split = Literal["train", "unseen_values", "development_patterns", "unseen_patterns"]
+
+_PATTERNS: dict[Split, patterns.PatternSet] = {
+    "train": patterns.TRAIN,
+    "unseen_values": patterns.TRAIN,
+    "development_patterns": patterns.DEVELOPMENT,
+    "unseen_patterns": patterns.HELD_OUT,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +62,7 @@ def notes(split: Split, *, seed: int) -> Iterator[Note]:
 
 def _make_note(rng: random.Random, split: Split) -> Note:
     held_out = split != "train"
-    known = patterns.HELD_OUT if split == "unseen_patterns" else patterns.TRAIN
+    known = _PATTERNS[split]
     is_order = rng.random() < 0.5
     if is_order:
         choices, telegrams = known.orders, known.order_telegrams
@@ -60,6 +70,9 @@ def _make_note(rng: random.Random, split: Split) -> Note:
         choices, telegrams = known.appointments, known.appointment_telegrams
     pattern = rng.choice(telegrams if telegrams and rng.random() < _TELEGRAM_SHARE else choices)
     skeleton = sentence = patterns.choose(rng, pattern)
+    noisy = split == "train"
+    if noisy and rng.random() < _DISTURBED_SHARE:
+        sentence = noise.disturb(rng, skeleton)
     values: list[str] = []
     customer = _pick_customer(rng, held_out, values)
     date = time = None
@@ -87,7 +100,7 @@ def _make_note(rng: random.Random, split: Split) -> Note:
         if service[0] in "aeiou":
             sentence = sentence.replace("a {service}", "an {service}").replace("A {service}", "An {service}")
         meaning = {"type": "appointment", "customer": customer, "service": service, "date": date, "time": time}
-    text = _dress(rng, sentence, slots, known)
+    text = _dress(rng, sentence, slots, known, noisy)
     return Note(text=text, answer=json.dumps(meaning, ensure_ascii=False), skeleton=skeleton, values=tuple(values))
 
 
@@ -132,13 +145,19 @@ def _pick_thing(rng: random.Random, before: list[str], nouns: list[str], held_ou
     return " ".join(thing)
 
 
-def _dress(rng: random.Random, sentence: str, slots: dict[str, str], known: patterns.PatternSet) -> str:
+def _dress(rng: random.Random, sentence: str, slots: dict[str, str], known: patterns.PatternSet, noisy: bool) -> str:
     """Fill the slots and put the sentence between an opening and a closing, with a person's care for capitals."""
+
+    def around(choices: tuple[str, ...]) -> str:
+        if noisy and rng.random() < _MEANINGLESS_SHARE:
+            return noise.random_sentence(rng)
+        return patterns.choose(rng, rng.choice(choices))
+
     parts = [sentence]
     if rng.random() < 0.3:
-        parts.insert(0, patterns.choose(rng, rng.choice(known.openings)))
+        parts.insert(0, around(known.openings))
     if rng.random() < 0.35:
-        parts.append(patterns.choose(rng, rng.choice(known.closings)))
+        parts.append(around(known.closings))
     care = rng.random()
     if care < 0.1:
         parts = [part.lower() for part in parts]

@@ -1,7 +1,8 @@
-"""Sentence patterns of notes: those that training sees, and others that it never sees.
+"""Sentence patterns of notes: those that training sees, and two sets that it never sees.
 
 A pattern holds slots in braces and choices in brackets: `[Please |]send {items}` stands for two skeletons.
-A note is `opening core closing`; openings and closings hold no values.
+A note is `opening core closing`; openings and closings hold no values. The development patterns may be looked at while
+training patterns are written; the held-out ones are for the final figure and for nothing else.
 """
 
 from __future__ import annotations
@@ -104,6 +105,15 @@ TRAIN = PatternSet(
     closings=_read_patterns("train_closings"),
 )
 
+DEVELOPMENT = PatternSet(
+    orders=_read_patterns("development_orders"),
+    appointments=_read_patterns("development_appointments"),
+    order_telegrams=(),
+    appointment_telegrams=(),
+    openings=_read_patterns("development_openings"),
+    closings=_read_patterns("development_closings"),
+)
+
 HELD_OUT = PatternSet(
     orders=_read_patterns("held_out_orders"),
     appointments=_read_patterns("held_out_appointments"),
@@ -113,12 +123,26 @@ HELD_OUT = PatternSet(
     closings=_read_patterns("held_out_closings"),
 )
 
-SIDES = (TRAIN, HELD_OUT)
+
+def plain(skeleton: str) -> str:
+    """Return the words and slots of a skeleton, without capitals and punctuation."""
+    return " ".join(re.findall(r"\w+", skeleton.lower()))
+
+
+_KEPT_FROM_TRAINING = frozenset(
+    plain(pattern) for known in (DEVELOPMENT, HELD_OUT) for pattern in known.orders + known.appointments
+)
+
+
+def is_kept_from_training(skeleton: str) -> bool:
+    """Say whether a skeleton is one of the development or of the held-out patterns."""
+    return plain(skeleton) in _KEPT_FROM_TRAINING
 
 
 def all_words() -> frozenset[str]:
-    """Return every word, in lower case, that a pattern of either side may put into a note."""
-    cores = (known.orders + known.order_telegrams + known.appointments + known.appointment_telegrams for known in SIDES)
-    around = (known.openings + known.closings for known in SIDES)
+    """Return every word, in lower case, that a pattern of any set may put into a note."""
+    sets = (TRAIN, DEVELOPMENT, HELD_OUT)
+    cores = (known.orders + known.order_telegrams + known.appointments + known.appointment_telegrams for known in sets)
+    around = (known.openings + known.closings for known in sets)
     text = " ".join(itertools.chain(*cores, *around))
     return frozenset(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", text).lower()))

@@ -7,10 +7,11 @@ import zlib
 
 from headrace.demo.patterns import all_words, read_list
 
-_PHRASE_WORDS = (
-    "a am and clock couple dozen half jan feb mar apr jun jul aug sep oct nov dec noon of past pcs plus pm to units"
+COMMON_WORDS = read_list("common_words").split()
+PHRASE_WORDS = frozenset(
+    word.lower() for name in ("phrase_words", "calendar", "numerals") for word in read_list(name).split()
 )
-_COMMON = all_words() | set(f"{_PHRASE_WORDS} {read_list('calendar')} {read_list('numerals')}".lower().split())
+_NEVER_HELD_OUT = all_words() | PHRASE_WORDS | set(COMMON_WORDS)
 _HELD_OUT_SHARE = 6
 
 
@@ -18,9 +19,9 @@ def is_held_out(value: str) -> bool:
     """Say whether a value (a word, an ISO date, a time, a number) is kept out of training.
 
     It depends on the value alone, so that no split can contain what another one is made of. Words of the sentence
-    patterns are never held out, since training sees them.
+    patterns and common words are never held out, since training sees them.
     """
-    return value.lower() not in _COMMON and zlib.crc32(value.lower().encode()) % _HELD_OUT_SHARE == 0
+    return value.lower() not in _NEVER_HELD_OUT and zlib.crc32(value.lower().encode()) % _HELD_OUT_SHARE == 0
 
 
 FIRST_NAMES = read_list("first_names").split()
@@ -48,7 +49,7 @@ def invent_word(rng: random.Random, *, held_out: bool) -> str:
             word += rng.choice(["", *_CODAS])
             if rng.random() < 0.3:
                 word += rng.choice(_ENDINGS)
-        if 4 <= len(word) <= 11 and is_held_out(word) == held_out and word not in _COMMON:
+        if 4 <= len(word) <= 11 and is_held_out(word) == held_out and word not in _NEVER_HELD_OUT:
             return word
 
 

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 
 import pytest
 
-from headrace.demo import patterns
+from headrace.demo import noise, patterns
 from headrace.demo.notes import Note, Split, main, notes
 from headrace.demo.words import WORD_LISTS, is_held_out
 
-SPLITS: tuple[Split, ...] = ("train", "unseen_values", "unseen_patterns")
+UNSEEN: tuple[Split, ...] = ("unseen_values", "development_patterns", "unseen_patterns")
+SPLITS: tuple[Split, ...] = ("train", *UNSEEN)
 
 
 def take(split: Split, num_rows: int, seed: int = 3) -> list[Note]:
@@ -21,17 +23,13 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]+", text.lower()))
 
 
-def plain(skeleton: str) -> str:
-    return " ".join(re.findall(r"\w+", skeleton.lower()))
-
-
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_same_seed_gives_the_same_notes(split: Split) -> None:
     assert take(split, 50) == take(split, 50)
     assert take(split, 50) != take(split, 50, seed=4)
 
 
-@pytest.mark.parametrize("split", ["unseen_values", "unseen_patterns"])
+@pytest.mark.parametrize("split", UNSEEN)
 def test_every_value_of_an_unseen_split_is_held_out(split: Split) -> None:
     assert all(is_held_out(value) for note in take(split, 500) for value in note.values)
 
@@ -45,7 +43,7 @@ def test_no_value_of_training_is_held_out() -> None:
     )
 
 
-@pytest.mark.parametrize("split", ["unseen_values", "unseen_patterns"])
+@pytest.mark.parametrize("split", UNSEEN)
 def test_no_held_out_word_or_number_occurs_anywhere_in_training_notes(split: Split) -> None:
     training = take("train", 5000)
     seen_words = set().union(*(words_of(note.text) for note in training))
@@ -64,20 +62,31 @@ def test_no_held_out_word_or_number_occurs_anywhere_in_training_notes(split: Spl
 def test_no_held_out_sentence_pattern_can_come_out_of_a_training_pattern() -> None:
     def skeletons(known: patterns.PatternSet) -> set[str]:
         cores = known.orders + known.appointments + known.order_telegrams + known.appointment_telegrams
-        return {plain(skeleton) for pattern in cores for skeleton in patterns.expand(pattern)}
+        return {patterns.plain(skeleton) for pattern in cores for skeleton in patterns.expand(pattern)}
 
-    seen = skeletons(patterns.TRAIN)
-    held_out = skeletons(patterns.HELD_OUT)
+    seen, looked_at, held_out = map(skeletons, (patterns.TRAIN, patterns.DEVELOPMENT, patterns.HELD_OUT))
     assert len(seen) > 5000
     assert len(held_out) >= 50
     assert not seen & held_out
+    assert not looked_at & held_out
+    assert not seen & looked_at
+
+
+def test_mixing_in_words_never_makes_a_held_out_pattern() -> None:
+    rng = random.Random(0)
+    assert patterns.is_kept_from_training(patterns.HELD_OUT.orders[0])
+    disturbed = {noise.disturb(rng, rng.choice(patterns.TRAIN.orders)) for _ in range(2000)}
+    assert not any(patterns.is_kept_from_training(skeleton) for skeleton in disturbed)
 
 
 def test_held_out_openings_and_closings_are_not_those_of_training() -> None:
     def phrases(known: patterns.PatternSet) -> set[str]:
-        return {plain(text) for pattern in known.openings + known.closings for text in patterns.expand(pattern)}
+        return {
+            patterns.plain(text) for pattern in known.openings + known.closings for text in patterns.expand(pattern)
+        }
 
     assert not phrases(patterns.TRAIN) & phrases(patterns.HELD_OUT)
+    assert not phrases(patterns.DEVELOPMENT) & phrases(patterns.HELD_OUT)
 
 
 def test_rows_of_unseen_patterns_use_held_out_skeletons_only() -> None:
