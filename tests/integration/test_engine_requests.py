@@ -81,8 +81,8 @@ def random_prompts(number: int, seed: int = 0, longest: int = 60) -> list[list[i
 
 
 def test_without_max_tokens_an_answer_takes_the_rest_of_the_context(llm: LLM) -> None:
-    (output,) = llm.generate(ONCE, SamplingParams(temperature=0, ignore_eos=True))
-    assert len(tokens_of(output)) == llm.max_model_len - len(ONCE)
+    (output,) = llm.generate([ONCE * 90], SamplingParams(temperature=0, ignore_eos=True))
+    assert len(tokens_of(output)) == llm.max_model_len - 450
     assert output.outputs[0].finish_reason == "length"
 
 

@@ -1,0 +1,178 @@
+"""`--memory` bounds the whole process: measured from outside, over models, budgets and shapes of work."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace.storage.governor import TOLERANCE
+from headrace.units import MIB, format_bytes, parse_bytes
+from tests.integration.commands import headrace
+from tests.integration.measured_jobs import JobRunner, Measured, MeasuredJob, job_runner
+
+NUM_QUICK, NUM_SLOW = 8, 60
+
+WIDE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "torch_dtype": "float32",
+}
+"""88 million parameters: 336 MiB in fp32; the head and its logits are large beside the layers."""
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[JobRunner]:
+    with job_runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide")
+    (folder / "config.json").write_text(json.dumps(WIDE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stories(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260k-hf"
+
+
+def named_size(message: str) -> int:
+    """The size that an error says would do."""
+    found = re.search(r"give --memory (\S+) or more", message)
+    assert found is not None, message
+    return parse_bytes(found[1])
+
+
+def assert_held(job: MeasuredJob, measured: Measured, record_figure: Callable[[str, str], None] | None = None) -> None:
+    """The job either ran within its budget, or was refused before a weight was read."""
+    if measured.error is not None:
+        kind, message = measured.error
+        assert kind == "BudgetError", measured.error
+        assert "\n" not in message and not measured.weights_were_loaded, message
+        return
+    limit = job.options["memory"]
+    assert measured.peak_bytes <= TOLERANCE * limit, (
+        f"{measured.peak_bytes / limit:.3f} of the budget: {format_bytes(measured.peak_bytes)} of "
+        f"{format_bytes(limit)}; {measured.ledger}; {job}"
+    )
+    assert measured.errors == [] and measured.num_generated > 0
+
+
+def run_with_what_it_names(jobs: JobRunner, job: MeasuredJob) -> Measured:
+    """Runs a job; one that is refused runs once more, with the memory that the refusal names."""
+    measured = jobs.run(job)
+    assert_held(job, measured)
+    if measured.error is None:
+        return measured
+    enough = MeasuredJob(**{**vars(job), "options": {**job.options, "memory": named_size(measured.error[1])}})
+    measured = jobs.run(enough)
+    assert measured.error is None, f"with the size that the refusal named: {measured.error}"
+    assert_held(enough, measured)
+    return measured
+
+
+def random_job(seed: int, stories: Path, wide: Path) -> MeasuredJob:
+    draw = random.Random(seed)
+    is_wide = draw.random() < 0.4
+    options: dict[str, object] = {
+        "memory": draw.randint(600, 1200) * MIB if is_wide else draw.randint(330, 600) * MIB,
+        "dtype": draw.choice(["float32", "float32", "bfloat16"]),
+        "num_micro_batches": draw.choice([1, 1, 2, 3]),
+        "enable_prefix_caching": draw.random() < 0.8,
+    }
+    if is_wide:
+        options["load_format"] = "dummy"
+    if draw.random() < 0.3:
+        options["max_num_seqs"] = draw.choice([1, 8, 100, 400])
+    if draw.random() < 0.3:
+        options["max_num_batched_tokens"] = draw.choice([8, 100, 700, 2048])
+    if draw.random() < 0.3:
+        options["max_model_len"] = draw.choice([100, 512])
+    longest = draw.choice([20, 100, 400])
+    return MeasuredJob(
+        model=str(wide if is_wide else stories),
+        options=options,
+        num_rows=draw.choice([4, 10]) if is_wide else draw.choice([20, 60]),
+        prompt_tokens=(1, longest),
+        max_tokens=(1, draw.choice([3, 12])),
+        logprobs=draw.choice([None, None, 0, 20]),
+        seed=seed,
+        num_threads=draw.choice([1, 1, 2]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(NUM_QUICK))
+def test_a_job_stays_within_its_budget_or_is_refused_with_a_size_that_does(
+    seed: int, jobs: JobRunner, stories: Path, wide: Path
+) -> None:
+    run_with_what_it_names(jobs, random_job(seed, stories, wide))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(NUM_QUICK, NUM_QUICK + NUM_SLOW))
+def test_many_more_jobs_stay_within_their_budgets(seed: int, jobs: JobRunner, stories: Path, wide: Path) -> None:
+    run_with_what_it_names(jobs, random_job(seed, stories, wide))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_smallest_budget_that_a_refusal_names_is_not_far_from_what_is_used(
+    dtype: str, jobs: JobRunner, wide: Path, record_figure: Callable[[str, str], None]
+) -> None:
+    options = {"memory": 300 * MIB, "load_format": "dummy", "dtype": dtype}
+    measured = run_with_what_it_names(
+        jobs, MeasuredJob(model=str(wide), options=options, num_rows=3, max_tokens=(1, 4))
+    )
+    limit = parse_bytes(re.search(r"--memory (\S+ \S+);", measured.description)[1])  # type: ignore[index]
+    assert measured.peak_bytes > 0.8 * limit
+    record_figure(f"88M model in {dtype}, smallest --memory that is accepted", format_bytes(limit))
+    record_figure(f"88M model in {dtype}, peak memory with it", format_bytes(measured.peak_bytes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [380, 420, 500])
+def test_a_long_job_that_touches_all_of_its_cache_stays_within_the_budget(
+    memory: int, jobs: JobRunner, stories: Path, record_figure: Callable[[str, str], None]
+) -> None:
+    job = MeasuredJob(
+        model=str(stories),
+        options={"memory": memory * MIB},
+        num_rows=400,
+        prompt_tokens=(300, 500),
+        max_tokens=(1, 10),
+    )
+    measured = jobs.run(job)
+    assert_held(job, measured)
+    assert measured.peak_bytes > 0.9 * memory * MIB, "the cache was not touched"
+    record_figure(f"a long job with --memory {memory}MiB, peak memory", format_bytes(measured.peak_bytes))
+
+
+def test_too_little_memory_is_one_line_and_status_2(stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Once"}\n')
+    ran = headrace(
+        "run", tmp_path / "rows.jsonl", "-o", tmp_path / "out.jsonl", "--model", stories, "--memory", "100MiB"
+    )
+    assert (ran.status, ran.stdout) == (2, b"")
+    assert "Nothing was loaded" in ran.stderr.splitlines()[-1]
+    assert named_size(ran.stderr) > 100 * MIB
+    assert sum("headrace:" in line for line in ran.stderr.splitlines()) == 1
+
+
+def test_a_context_that_does_not_fit_is_refused_before_anything_is_loaded(jobs: JobRunner, wide: Path) -> None:
+    options = {"memory": 730 * MIB, "load_format": "dummy", "max_model_len": 2048, "max_num_batched_tokens": 64}
+    job = MeasuredJob(model=str(wide), options=options, num_rows=2, prompt_tokens=(1, 20), max_tokens=(1, 2))
+    measured = run_with_what_it_names(jobs, job)
+    assert measured.limits[0] == 2048
