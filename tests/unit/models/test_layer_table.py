@@ -1,0 +1,123 @@
+"""The layer table says what each layer keeps, as the model's own cache would, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from headrace.errors import UnsupportedModelError
+from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec, layer_table
+from headrace.schedule.steps import Point
+from tests.parity.harness import tiny_reference
+from tests.tiny_models import TINY_CONFIGS
+
+
+def config_of(name: str, **changes: Any) -> PretrainedConfig:
+    values = {**TINY_CONFIGS[name], **changes}
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def table_of(name: str, **changes: Any) -> LayerTable:
+    return layer_table(config_of(name, **changes))
+
+
+def groups_of(name: str, **changes: Any) -> list[tuple[str, tuple[int, ...], int | None]]:
+    return [(group.kind, group.layers, group.window) for group in table_of(name, **changes).groups]
+
+
+@pytest.mark.parametrize("name", sorted(TINY_CONFIGS))
+def test_layers_keep_what_transformers_keeps(name: str) -> None:
+    """The shapes in transformers' own cache after five tokens; MLA alone is kept otherwise, compressed."""
+    table, model = table_of(name), tiny_reference(name)
+    with torch.inference_mode():
+        output = model(torch.tensor([[5, 6, 7, 8, 9]]), use_cache=True)
+    cache = output.cache_params if name == "mamba2" else output.past_key_values
+    assert table.max_positions == (None if name in ("bloom", "mamba2") else 128)
+    assert len(table.layers) == len(cache.layers)
+    for layer, kept in zip(table.layers, cache.layers, strict=True):
+        if isinstance(layer.memory, StateSpec):
+            assert layer.memory.conv_shape == _state_shape(kept.conv_states)
+            assert layer.memory.recurrent_shape == _state_shape(kept.recurrent_states)
+        elif layer.memory.latent:
+            assert (layer.memory.num_kv_heads, layer.memory.key_width, layer.memory.value_width) == (1, 16 + 8, 16)
+        else:
+            num_heads, width = layer.memory.num_kv_heads, layer.memory.key_width
+            assert kept.keys.shape[1::2] == (num_heads, width)
+            assert kept.values.shape[1::2] == (num_heads, layer.memory.value_width)
+
+
+def _state_shape(states: Any) -> tuple[int, ...]:
+    return tuple((states[0] if isinstance(states, dict | list) else states).shape[1:])
+
+
+def test_layers_of_one_shape_and_window_are_a_group() -> None:
+    assert groups_of("llama") == [("full", (0, 1, 2), None)]
+    assert groups_of("mistral") == [("sliding", (0, 1, 2), 5)]
+    assert groups_of("mistral", sliding_window=None) == [("full", (0, 1, 2), None)]
+    assert groups_of("gemma2") == [("sliding", (0, 2), 5), ("full", (1,), None)]
+    assert groups_of("gemma3_text") == [("sliding", (0, 2), 5), ("full", (1,), None)]
+    assert groups_of("qwen2") == [("full", (0,), None), ("sliding", (1, 2), 5)]
+    assert groups_of("qwen2", use_sliding_window=False) == [("full", (0, 1, 2), None)]
+    assert groups_of("qwen3_next") == [("state", (0, 2), None), ("full", (1,), None)]
+    assert groups_of("mamba2") == [("state", (0, 1), None)]
+
+
+def test_a_micro_batch_waits_for_weights_then_kv_then_experts() -> None:
+    assert table_of("deepseek_v3", num_hidden_layers=2).points() == [
+        Point("embedding"),
+        Point("layer", 0),
+        Point("attention", 0),
+        Point("layer", 1),
+        Point("attention", 1),
+        Point("experts", 1),
+        Point("head"),
+    ]
+    assert [point.kind for point in table_of("mamba2").points()] == ["embedding", "layer", "layer", "head"]
+    assert Point("attention", 0) not in table_of("qwen3_next").points()
+
+
+def test_kv_bytes_grow_with_tokens_up_to_the_window() -> None:
+    per_layer_and_token = 2 * 2 * 16 * 2  # keys and values, heads, width, bytes of bf16
+    assert table_of("llama").kv_bytes(100, 2) == 3 * 100 * per_layer_and_token
+    assert table_of("mistral").kv_bytes(100, 2) == 3 * 5 * per_layer_and_token
+    assert table_of("mistral").kv_bytes(3, 2) == 3 * 3 * per_layer_and_token
+    assert table_of("deepseek_v2").kv_bytes(100, 2) == 3 * 100 * (16 + 8) * 2
+    assert table_of("mamba2").kv_bytes(100, 2) == table_of("mamba2").kv_bytes(1, 2)
+
+
+def test_a_block_holds_the_tokens_of_all_layers_of_its_group() -> None:
+    table = table_of("gemma2")
+    sliding, full = table.groups
+    assert table.block_bytes(sliding, 32, 4) == 2 * table.block_bytes(full, 32, 4) == 2 * 32 * 2 * 2 * 16 * 4
+    state, _ = table_of("qwen3_next").groups
+    memory = table_of("qwen3_next").memory_of(state)
+    assert isinstance(memory, StateSpec)
+    # Channels of queries, keys and values by the kernel in bf16, and a state per value head in fp32.
+    assert memory.num_bytes(2) == (2 * 2 * 8 + 4 * 8) * 4 * 2 + 4 * 8 * 8 * 4
+
+
+def test_a_grouped_head_width_is_taken_from_the_configuration() -> None:
+    (spec,) = {layer.memory for layer in table_of("qwen3", head_dim=24).layers}
+    assert spec == AttentionSpec(num_kv_heads=2, key_width=24, value_width=24)
+
+
+def test_an_unknown_architecture_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="'gptj'"):
+        layer_table(AutoConfig.for_model("gptj"))
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_longest_row_are_refused(rope_type: str) -> None:
+    config = config_of("llama")
+    config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match=rope_type):
+        layer_table(config)
+
+
+def test_a_table_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        table_of("llama").hidden_size = 3  # type: ignore[misc]
