@@ -144,9 +144,7 @@ def make_rig(
         max_micro_batch_tokens=shape.sweep_tokens,
         num_micro_batches=shape.num_micro_batches,
     )
-    pools = build_pools(
-        table, num_blocks, shape.block_tokens, dtype, lambda size, kind: torch.zeros(size, dtype=kind, device=device)
-    )
+    pools = build_pools(table, num_blocks, shape.block_tokens, dtype, device)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=shape.block_tokens,

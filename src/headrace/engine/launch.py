@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def launch(options: EngineOptions) -> Launched:
             probe=probe.peak_bytes,
             settle=lambda: _settle(host),
         )
-        pools = build_pools(table, plan.num_blocks, BLOCK_TOKENS, dtype, _zeros_on(device))
+        pools = build_pools(table, plan.num_blocks, BLOCK_TOKENS, dtype, device)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
@@ -230,10 +229,6 @@ def _load_weights(model: PreTrainedModel, weights: WeightMap, device: torch.devi
         loader.load_all()
     if device.type != "cpu":
         move_buffers(model, device)
-
-
-def _zeros_on(device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:
-    return lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _describe(

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from headrace.kv_cache.pools import Allocate, KVPools, PageShape, SlotShape
+from headrace.kv_cache.pools import KVPools, PageShape, SlotShape
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
+from headrace.storage.zero_pages import zero_pages
 
 
 def build_pools(
-    table: LayerTable, num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype, allocate: Allocate
+    table: LayerTable, num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> KVPools:
     """Allocates `num_blocks` blocks (slots, for state groups) for each group of `table`."""
     group_of = {layer: group.group_id for group in table.groups for layer in group.layers}
     layers = [(group_of[index], _shape(layer.memory)) for index, layer in enumerate(table.layers)]
-    return KVPools(layers=layers, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, allocate=allocate)
+    return KVPools(
+        layers=layers,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        dtype=dtype,
+        allocate=partial(zero_pages, device=device),
+    )
 
 
 def _shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +87,7 @@ class ActivationProbe:
         contexts = ContextBuilder(
             groups=table.groups,
             block_tokens=self.block_tokens,
-            pools=build_pools(
-                table, [num_blocks] * len(table.groups), self.block_tokens, self.dtype, _zeros_on(self.device)
-            ),
+            pools=build_pools(table, [num_blocks] * len(table.groups), self.block_tokens, self.dtype, self.device),
             attention=self.attention,
             device=self.device,
             waits=waits,
@@ -101,10 +99,6 @@ class ActivationProbe:
 
 def _cut(num_tokens: int, longest: int) -> list[int]:
     return [min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]
-
-
-def _zeros_on(device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:
-    return lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _sample_expensively(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:

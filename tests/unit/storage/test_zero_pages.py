@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from headrace.storage.zero_pages import zero_pages
+from headrace.units import MIB
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pages_are_zeros_of_the_asked_shape_aligned_to_cache_lines(dtype: torch.dtype) -> None:
+    pages = zero_pages((3, 5, 7), dtype, CPU)
+    assert pages.shape == (3, 5, 7)
+    assert pages.dtype is dtype
+    assert pages.data_ptr() % 64 == 0
+    assert not pages.any()
+
+
+def test_a_page_costs_memory_only_when_it_is_used() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    pages = zero_pages((256, MIB), torch.uint8, CPU)
+    assert process.memory_info().rss - before < 32 * MIB
+    pages[:128].fill_(1)
+    assert process.memory_info().rss - before > 120 * MIB
+
+
+def test_an_empty_tensor_is_possible() -> None:
+    assert zero_pages((0, 4), torch.float32, CPU).shape == (0, 4)
