@@ -43,7 +43,7 @@ class Workload:
 def mixed_text(data: Path, encode: Encode, *, num_rows: int, seed: int = 0) -> Workload:
     """Stretches of real text of very different lengths.
 
-    Prompts of 8-192 and answers of 4-48 tokens, both spread evenly over the orders of magnitude and independent of
+    Prompts of 8-128 and answers of 4-40 tokens, both spread evenly over the orders of magnitude and independent of
     each other; texts in turn from WikiText-2, Shakespeare and TinyStories.
     """
     files = ("wikitext-2/wiki.test.tokens", "tinyshakespeare/input.txt", "tinystories-val/tinystories_val.txt")
@@ -52,9 +52,9 @@ def mixed_text(data: Path, encode: Encode, *, num_rows: int, seed: int = 0) -> W
     rows = []
     for index in range(num_rows):
         tokens = texts[index % len(texts)]
-        length = _spread(draw, 8, 192)
+        length = _spread(draw, 8, 128)
         start = draw.randrange(len(tokens) - length)
-        rows.append(Row(prompt_ids=tuple(tokens[start : start + length]), num_output_tokens=_spread(draw, 4, 48)))
+        rows.append(Row(prompt_ids=tuple(tokens[start : start + length]), num_output_tokens=_spread(draw, 4, 40)))
     return Workload(name="mixed text", rows=tuple(rows))
 
 
