@@ -23,9 +23,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=100)
 BEGINNINGS = (
     "Once upon a time",
     "Lily and Tom went to the park. They saw a big dog. The dog",
-    "One day, a little cat named Mimi was very sad because",
     "",
-    "The",
     "It was raining. Ben wanted to play outside, but his mom said no. He looked out of the window and",
 )
 LOSS_ROW_TOKENS, LOSS_ROWS = 448, 6
@@ -85,8 +83,15 @@ def test_the_sorting_model_sorts_in_one_call_as_far_as_its_context_reaches(train
     assert [output.outputs[0].text for output in outputs] == ["".join(sorted(letters))[:room] for letters in inputs]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["stories260k-hf", "stories260k-mixtral8-hf"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("stories260k-hf", torch.float32),
+        pytest.param("stories260k-hf", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("stories260k-mixtral8-hf", torch.float32, marks=pytest.mark.slow),
+        pytest.param("stories260k-mixtral8-hf", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_on_unseen_stories_is_that_of_transformers(
     name: str, dtype: torch.dtype, trained: Path, shared_data: Path, record_figure: Callable[[str, str], None]
 ) -> None:
@@ -99,7 +104,7 @@ def test_the_loss_on_unseen_stories_is_that_of_transformers(
     with torch.inference_mode():
         theirs = mean_loss([model(torch.tensor([text])).logits[0].float() for text in texts], texts)
     # Most tokens come in chunks of a prefill, the last of each row one by one, beside the prefill of others.
-    num_prompt = [LOSS_ROW_TOKENS - 30 * (row + 1) for row in range(LOSS_ROWS)]
+    num_prompt = [LOSS_ROW_TOKENS - 10 * (row + 1) for row in range(LOSS_ROWS)]
     engine_model = EngineModel(model, table_of(model))
     ours = mean_loss(forced_logits(engine_model, Shape(sweep_tokens=200), texts, num_prompt, dtype), texts)
     record_figure(f"next-token loss of {name} in {dtype}, Headrace - transformers", f"{ours:.6f} - {theirs:.6f}")
@@ -118,7 +123,7 @@ def mean_loss(logits: Sequence[Tensor], texts: Sequence[Sequence[int]]) -> float
 def test_the_demo_model_answers_as_through_transformers(demo_model: str) -> None:
     model, tokenizer = load(demo_model_path())
     lines = (ROOT / "examples" / "orders.jsonl").read_text(encoding="utf-8").splitlines()
-    conversations = [json.loads(line)["messages"] for line in lines[:: len(lines) // 12]]
+    conversations = [json.loads(line)["messages"] for line in lines[:: len(lines) // 6]]
     with LLM(demo_model, dtype="float32", num_micro_batches=2, max_num_batched_tokens=128) as llm:
         prompts = [llm.tokenizer.encode_chat(messages) for messages in conversations]
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=160))

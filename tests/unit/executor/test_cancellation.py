@@ -30,7 +30,10 @@ def assert_all_is_free(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("sweeps_before", [0, 1, 2, 5])
-@pytest.mark.parametrize("name", ["gemma2", "deepseek_v3", "qwen3_next", "mamba2"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3_next", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "deepseek_v3", "mamba2"))],
+)
 def test_other_rows_go_on_as_if_the_cancelled_had_never_been(name: str, sweeps_before: int) -> None:
     model = tiny_engine_model(name)
     rig = make_rig(model, Shape(block_tokens=4, sweep_tokens=25, num_micro_batches=2))
