@@ -19,11 +19,11 @@ from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, is_slow, slow_dtype_note
+from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.locate import locate_model
-from headrace.models.skeleton import build_skeleton, checkpoint_dtype
+from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model_config
 from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
@@ -34,10 +34,9 @@ from headrace.schedule.steps import PointKind
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
-from headrace.storage.device_memory import device_available_bytes
+from headrace.storage.device_memory import default_limit_bytes
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
-    available_bytes,
     keep_freed_memory,
     release_freed_memory,
     resident_bytes,
@@ -45,10 +44,6 @@ from headrace.storage.process_memory import (
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
-_WIDENED_SHARE = 1 / 3
-"""Weights are widened to float32, on CPUs that are slow in half precision, if they then take at most this much."""
-DEFAULT_SHARE = 0.8
-"""Part of the memory that is free at the start which is taken when the user names no budget."""
 _WAITS: frozenset[PointKind] = frozenset({"embedding", "layer", "head"})
 """Everything is in memory, so that no micro-batch waits for KV or experts."""
 
@@ -160,11 +155,11 @@ def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget,
     """Returns the budgets of host and device; without an accelerator they are one and the same."""
     if options.gpu_memory_bytes is not None and device.type == "cpu":
         raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
-    limit = options.memory_bytes or int(DEFAULT_SHARE * (available_bytes() + resident_bytes()))
+    limit = options.memory_bytes or default_limit_bytes(torch.device("cpu"))
     host = Budget(tier="host", limit_bytes=limit, option="--memory")
     if device.type == "cpu":
         return host, host
-    limit = options.gpu_memory_bytes or int(DEFAULT_SHARE * device_available_bytes(device))
+    limit = options.gpu_memory_bytes or default_limit_bytes(device)
     return host, Budget(tier="device", limit_bytes=limit, option="--gpu-memory")
 
 
@@ -173,22 +168,15 @@ def _describe_weights(
 ) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
     """Builds the skeleton and finds where its weights come from; reads none."""
     if options.load_format == "dummy":
+        layer_table(read_model_config(path))
         dtype = choose_dtype(options.dtype) or dtype_of_config(read_config(path))
         model = build_skeleton(path, dtype)
-        layer_table(model.config)
         return model, build_random_weight_map(model, options.seed), dtype
     checkpoint = Checkpoint.open(path)
-    dtype = choose_dtype(options.dtype) or _automatic_dtype(checkpoint, device, budget)
+    layer_table(read_model_config(path))  # refuses what cannot be run before it is built
+    dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, device, budget.limit_bytes)
     model = build_skeleton(path, dtype)
-    layer_table(model.config)
     return model, build_weight_map(model, checkpoint), dtype
-
-
-def _automatic_dtype(checkpoint: Checkpoint, device: torch.device, budget: Budget) -> torch.dtype:
-    """Returns the checkpoint's own dtype; float32 where the CPU is slow in that one and the memory allows it."""
-    own = checkpoint_dtype(checkpoint)
-    widened_bytes = checkpoint.num_bytes * torch.float32.itemsize // own.itemsize
-    return torch.float32 if is_slow(own, device) and widened_bytes <= _WIDENED_SHARE * budget.limit_bytes else own
 
 
 def _charge_model(host: Budget, device: Budget, weight_bytes: int, smallest: int) -> None:

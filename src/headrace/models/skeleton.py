@@ -13,14 +13,19 @@ from torch import nn
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.checkpoint.tensors import CONVERTIBLE_DTYPES
 from headrace.errors import CorruptCheckpointError, UnsupportedModelError
+from headrace.models.choices import is_slow
 from headrace.models.transformers_api import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     transformers_version,
 )
+
+_WIDENED_SHARE = 1 / 3
+"""Weights are widened to float32, on CPUs that are slow in half precision, if they then take at most this much."""
 
 
 def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
@@ -34,10 +39,40 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
         CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
         UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
     """
+    config = read_model_config(path)
+    with init_empty_weights(include_buffers=False):
+        model = _construct(config, dtype)
+    _compute_buffers(model)
+    _keep_in_float32(model, dtype)
+    return model
+
+
+def build_outline(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+    """Builds the model as `build_skeleton` does, but buffers are on the meta device, too: for its shapes alone.
+
+    Costs no memory even where an architecture writes zeros into its parameters while it is built.
+
+    Raises:
+        CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError: as `build_skeleton`.
+    """
+    config = read_model_config(path)
+    with torch.device("meta"):
+        model = _construct(config, dtype)
+    _keep_in_float32(model, dtype)
+    return model
+
+
+def read_model_config(path: Path | str) -> PretrainedConfig:
+    """Reads `path`/config.json into transformers' own configuration of that architecture.
+
+    Raises:
+        CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
+        UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
+    """
     path = Path(path)
     check_model_type(path / "config.json", read_config(path))
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     # What a configuration class raises on values that cannot be is not documented.
     except Exception as error:
         raise CorruptCheckpointError(
@@ -49,15 +84,7 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
             f"{path / 'config.json'}: model_type {config.model_type!r} is not a causal language model in transformers "
             f"{transformers_version}; expected a model that generates text; choose another model"
         )
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, trust_remote_code=False
-        )
-    _compute_buffers(model)
-    _keep_in_float32(model, dtype)
-    model.requires_grad_(False)
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
+    return config
 
 
 def check_model_type(config_file: Path, config: dict[str, object]) -> None:
@@ -96,10 +123,26 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return _torch_dtype(num_bytes.most_common(1)[0][0]) if num_bytes else torch.float32
 
 
+def automatic_dtype(checkpoint: Checkpoint, device: torch.device, limit_bytes: int) -> torch.dtype:
+    """Returns the checkpoint's own dtype; float32 where the CPU is slow in that one and `limit_bytes` allow it."""
+    own = checkpoint_dtype(checkpoint)
+    widened_bytes = checkpoint.num_bytes * torch.float32.itemsize // own.itemsize
+    return torch.float32 if is_slow(own, device) and widened_bytes <= _WIDENED_SHARE * limit_bytes else own
+
+
 def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _construct(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=dtype, trust_remote_code=False
+    )
+    model.requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:
@@ -127,7 +170,8 @@ def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if tensor.is_floating_point() and wanted.search(f"{module_name}.{name}"):
                 value = tensor.detach().to(torch.float32)
-                setattr(module, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
 
 
 def _first_line(error: Exception) -> str:

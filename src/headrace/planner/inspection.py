@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
-from headrace.errors import CheckpointNotFoundError, UnsupportedModelError
+from headrace.errors import CheckpointNotFoundError, UnsupportedCheckpointError, UnsupportedModelError
 from headrace.models.choices import dtype_of_config
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec, layer_table
-from headrace.models.skeleton import build_skeleton, checkpoint_dtype
+from headrace.models.skeleton import automatic_dtype, build_outline
 from headrace.models.tokenizer import Tokenizer, load_tokenizer
+from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import ParameterSource, WeightMap, build_random_weight_map, build_weight_map
 from headrace.planner.calibration import calibrate
 from headrace.planner.hardware import Hardware
+from headrace.storage.device_memory import default_limit_bytes
 
 PREFILL_TOKENS = 512
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +37,14 @@ class ModelReport:
     """See `inspect_model`. Sizes in bytes, times in seconds.
 
     Attributes:
-        unsupported: why the model cannot be run; None where it can. Fields about KV and times are then empty.
+        unsupported: why the model cannot be run; None where it can. Times are then empty, and so are fields about KV
+            and context where it is the architecture that is unknown.
         num_active_parameters: those that one token uses: of the experts, only the chosen ones.
         weights: `safetensors`, `torch_bin`, or `none` where only a configuration is there.
         kv_bytes_per_token: growth per token while no window is full.
         state_bytes_per_row: recurrent state, however long the row is.
-        prefill_seconds: ideal time for 512 tokens: operations / measured matrix rate.
+        prefill_seconds: ideal time for 512 tokens: operations of weights / measured matrix rate. Those of attention
+            itself, in most models about 512 / (12 x hidden size) of them, are left out.
         decode_seconds: ideal time of one token of one row: active weights / measured memory rate.
     """
 
@@ -71,23 +76,22 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
     Raises:
         CheckpointError: the files are damaged, or not those of a model that transformers knows.
     """
-    checkpoint = _open(path)
-    dtype = dtype or (checkpoint_dtype(checkpoint) if checkpoint else dtype_of_config(read_config(path)))
-    skeleton = build_skeleton(path, dtype)
-    weights = build_weight_map(skeleton, checkpoint) if checkpoint else build_random_weight_map(skeleton)
-    hardware = calibrate(device, dtype)
-    unsupported, table = None, None
-    try:
-        table = layer_table(skeleton.config)
-    except UnsupportedModelError as error:
-        unsupported = str(error)
+    unsupported: list[str] = []
+    checkpoint = _open(path, unsupported)
+    if dtype is None and checkpoint is not None:
+        dtype = automatic_dtype(checkpoint, device, default_limit_bytes(device))
+    dtype = dtype or dtype_of_config(read_config(path))
+    outline = build_outline(path, dtype)
+    weights = build_weight_map(outline, checkpoint) if checkpoint else build_random_weight_map(outline)
+    table = _layer_table(outline, unsupported)
     tokenizer = load_tokenizer(path, optional=True)
-    active = _active_parameters(weights, skeleton.config.to_dict())
-    read_once = weights.group_bytes("embedding") if not weights.tied else 0
+    hardware = calibrate(device, dtype)
+    active = _active_parameters(weights, outline.config.get_text_config().to_dict())
+    multiplied = _multiplied(weights, active)
     return ModelReport(
         model=model,
-        architecture=skeleton.config.model_type,
-        unsupported=unsupported,
+        architecture=outline.config.model_type,
+        unsupported="; ".join(unsupported) or None,
         num_parameters=sum(_count(source) for source in weights.parameters.values()),
         num_active_parameters=active,
         num_layers=weights.num_layers,
@@ -103,16 +107,29 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
         kv_bytes_per_token=_kv_per_token(table, dtype.itemsize) if table else None,
         state_bytes_per_row=_state_per_row(table, dtype.itemsize) if table else None,
         hardware=hardware,
-        prefill_seconds=2 * PREFILL_TOKENS * _multiplied(weights, active) / hardware.matrix_rate if table else None,
-        decode_seconds=(active * dtype.itemsize - read_once) / hardware.memory_rate if table else None,
+        prefill_seconds=None if unsupported else 2 * PREFILL_TOKENS * multiplied / hardware.matrix_rate,
+        decode_seconds=None if unsupported else multiplied * dtype.itemsize / hardware.memory_rate,
     )
 
 
-def _open(path: Path) -> Checkpoint | None:
+def _open(path: Path, unsupported: list[str]) -> Checkpoint | None:
+    """Opens the checkpoint, if there is one of a format that is read; else notes in `unsupported` why not."""
+    read_config(path)  # without a configuration there is nothing to inspect: its own error says so
     try:
         return Checkpoint.open(path)
     except CheckpointNotFoundError:
-        read_config(path)  # without a configuration there is nothing to inspect: its own error says so
+        return None
+    except UnsupportedCheckpointError as error:
+        unsupported.append(str(error))
+        return None
+
+
+def _layer_table(model: PreTrainedModel, unsupported: list[str]) -> LayerTable | None:
+    """Reads the model's layers, or notes in `unsupported` why it is not run."""
+    try:
+        return layer_table(model.config)
+    except UnsupportedModelError as error:
+        unsupported.append(str(error))
         return None
 
 
@@ -122,7 +139,8 @@ def _count(source: ParameterSource) -> int:
 
 def _active_parameters(weights: WeightMap, config: dict[str, object]) -> int:
     """Parameters that one token uses: all, but of merged experts (3-D tensors) only the chosen part."""
-    chosen, experts = config.get("num_experts_per_tok"), 0
+    chosen = next((config[name] for name in _CHOSEN_EXPERTS if config.get(name)), None)
+    experts = 0
     total = sum(_count(source) for source in weights.parameters.values())
     if not isinstance(chosen, int):
         return total

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from headrace.storage.process_memory import available_bytes, peak_growth_bytes
+from headrace.storage.process_memory import available_bytes, peak_growth_bytes, resident_bytes
+
+DEFAULT_SHARE = 0.8
+"""Part of the memory that is free at the start which is taken when the user names no budget."""
 
 
 def device_available_bytes(device: torch.device) -> int:
@@ -14,6 +17,12 @@ def device_available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
+
+
+def default_limit_bytes(device: torch.device) -> int:
+    """Returns a budget for this process where the user names none."""
+    own = resident_bytes() if device.type == "cpu" else 0
+    return int(DEFAULT_SHARE * (device_available_bytes(device) + own))
 
 
 def device_peak_growth_bytes(device: torch.device, run: Callable[[], object]) -> int:
