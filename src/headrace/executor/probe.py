@@ -60,25 +60,29 @@ class ActivationProbe:
     def _growth(self, chunks: Sequence[tuple[int, int]]) -> int:
         """Returns the growth of memory in a sweep of chunks of (start, length)."""
         sweep, num_blocks = self._sweep(chunks)
-        executor = self._executor(num_blocks)
+        executor = self._executor(num_blocks, num_slots=len(chunks))
         return device_peak_growth_bytes(self.device, lambda: executor.run(sweep, _sample_expensively))
 
     def _sweep(self, spans: Sequence[tuple[int, int]]) -> tuple[Sweep, int]:
-        """Returns a sweep and the blocks it needs. What lies before a chunk is read from the chunk's first block."""
+        """Returns a sweep and the number of its blocks, few of them, since what they hold does not matter.
+
+        All chunks share block 0 and those after it; what lies before a chunk is read from block 0 alone.
+        """
         chunks: list[Chunk] = []
         num_blocks = 0
         for row, (start, length) in enumerate(spans):
             past, end = start // self.block_tokens, -(-(start + length) // self.block_tokens)
-            blocks = (num_blocks,) * past + tuple(range(num_blocks, num_blocks + end - past))
-            num_blocks += end - past
+            blocks = (0,) * past + tuple(range(end - past))
+            num_blocks = max(num_blocks, end - past)
             # A state slot of its own to read and write: rows that go on take more than rows that begin.
             tables = tuple((row, row) if group.kind == "state" else blocks for group in self.model.table.groups)
             chunk = Chunk(sequence_id=row, start=start, token_ids=(0,) * length, block_tables=tables, samples=True)
             chunks.append(chunk)
         return Sweep(sweep_id=0, micro_batches=(MicroBatch(chunks=tuple(chunks)),), copies=()), num_blocks
 
-    def _executor(self, num_blocks: int) -> Executor:
+    def _executor(self, num_blocks: int, num_slots: int) -> Executor:
         table = self.model.table
+        sizes = [num_slots if group.kind == "state" else num_blocks for group in table.groups]
         first: dict[object, int] = {}
         for index, layer in enumerate(table.layers):
             first.setdefault(layer, index)
@@ -87,7 +91,7 @@ class ActivationProbe:
         contexts = ContextBuilder(
             groups=table.groups,
             block_tokens=self.block_tokens,
-            pools=build_pools(table, [num_blocks] * len(table.groups), self.block_tokens, self.dtype, self.device),
+            pools=build_pools(table, sizes, self.block_tokens, self.dtype, self.device),
             attention=self.attention,
             device=self.device,
             waits=waits,

@@ -1,0 +1,183 @@
+"""How a budget is divided between activations and the KV cache."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from headrace.engine.memory import (
+    BOOKKEEPING_BYTES,
+    LIBRARY_BYTES,
+    SMALLEST_SWEEP_TOKENS,
+    MemoryPlan,
+    Probe,
+    plan_memory,
+    smallest_bytes,
+)
+from headrace.engine.options import EngineOptions
+from headrace.errors import BudgetError, OptionError
+from headrace.models.layer_table import AttentionSpec, LayerSpec, LayerTable, StateSpec
+from headrace.storage.budget import Budget
+from headrace.units import GIB, MIB
+
+FULL = AttentionSpec(num_kv_heads=2, key_width=64, value_width=64)
+SLIDING = AttentionSpec(num_kv_heads=2, key_width=64, value_width=64, window=128)
+STATE = StateSpec(conv_shape=(256, 4), recurrent_shape=(8, 32, 32))
+BLOCK_BYTES = 32 * 256 * 4
+
+
+def table(*memories: AttentionSpec | StateSpec, max_positions: int | None = 4096) -> LayerTable:
+    return LayerTable(
+        model_type="llama",
+        vocab_size=1000,
+        hidden_size=256,
+        max_positions=max_positions,
+        layers=tuple(LayerSpec(memory=memory) for memory in memories),
+    )
+
+
+def linear(bytes_per_token: int, fixed: int = 0) -> Probe:
+    return lambda num_tokens, num_seqs, context: fixed + num_tokens * bytes_per_token
+
+
+def plan(
+    budget: Budget, *memories: AttentionSpec | StateSpec, probe: Probe, max_positions: int | None = 4096, **options: int
+) -> MemoryPlan:
+    return plan_memory(
+        table=table(*memories, max_positions=max_positions),
+        budget=budget,
+        dtype_bytes=4,
+        block_tokens=32,
+        options=EngineOptions(model="m", **options),  # type: ignore[arg-type]
+        probe=probe,
+        settle=lambda: None,
+    )
+
+
+def host(limit_bytes: int) -> Budget:
+    return Budget(tier="host", limit_bytes=limit_bytes, option="--memory")
+
+
+def test_with_ample_memory_everything_is_as_large_as_it_can_be_of_use() -> None:
+    budget = host(64 * GIB)
+    found = plan(budget, FULL, probe=linear(1000))
+    assert (found.max_model_len, found.max_num_seqs, found.max_num_batched_tokens) == (4096, 256, 1024)
+    assert found.num_blocks == (256 * 4096 // 32,)
+    assert found.activation_bytes == 1_024_000
+    assert found.kv_bytes == 256 * 128 * (BLOCK_BYTES + BOOKKEEPING_BYTES)
+
+
+def test_what_is_planned_is_charged() -> None:
+    budget = host(GIB)
+    found = plan(budget, FULL, probe=linear(1000))
+    assert budget.charged_bytes == found.activation_bytes + found.kv_bytes
+    assert "activations" in budget.ledger() and "KV cache" in budget.ledger()
+
+
+def test_sweeps_become_smaller_rather_than_that_they_take_more_than_a_third() -> None:
+    found = plan(host(90 * MIB), FULL, probe=linear(MIB // 10))
+    assert 256 <= found.max_num_batched_tokens <= 300
+    assert found.activation_bytes <= 30 * MIB
+    assert found.max_num_seqs <= found.max_num_batched_tokens
+
+
+def test_a_fixed_part_of_activations_does_not_make_sweeps_small() -> None:
+    assert plan(host(90 * MIB), FULL, probe=linear(MIB // 100, fixed=18 * MIB)).max_num_batched_tokens == 1024
+
+
+def test_no_sweep_is_tried_that_could_take_more_than_there_is() -> None:
+    tried: list[int] = []
+
+    def probe(num_tokens: int, num_seqs: int, context: int) -> int:
+        assert num_seqs <= num_tokens
+        tried.append(num_tokens * MIB)
+        return tried[-1]
+
+    plan(host(200 * MIB), FULL, probe=probe)
+    assert max(tried) <= 200 * MIB
+    assert tried[0] == SMALLEST_SWEEP_TOKENS * MIB
+
+
+def test_few_bytes_shorten_the_context_and_a_row_of_that_length_fits() -> None:
+    found = plan(host(4 * MIB), FULL, probe=linear(1000))
+    assert 64 <= found.max_model_len < 4096
+    assert found.num_blocks[0] * 32 >= found.max_model_len
+
+
+def test_a_context_that_was_asked_for_is_kept_or_refused() -> None:
+    assert plan(host(GIB), FULL, probe=linear(1000), max_model_len=100).max_model_len == 100
+    with pytest.raises(BudgetError, match="the KV of a row of 4096 tokens needs"):
+        plan(host(4 * MIB), FULL, probe=linear(1000), max_model_len=4096)
+
+
+def test_a_context_beyond_the_model_s_own_is_refused() -> None:
+    with pytest.raises(OptionError, match="max_model_len is 5000; this model was made for at most 4096 tokens"):
+        plan(host(GIB), FULL, probe=linear(1000), max_model_len=5000)
+
+
+def test_models_without_a_limit_get_one() -> None:
+    assert plan(host(64 * GIB), STATE, probe=linear(1000), max_positions=None).max_model_len == 32_768
+
+
+def test_the_probe_is_asked_about_the_context_that_rows_will_have() -> None:
+    contexts: list[int] = []
+
+    def probe(num_tokens: int, num_seqs: int, context: int) -> int:
+        contexts.append(context)
+        return 1000
+
+    found = plan(host(30 * MIB), FULL, probe=probe)
+    assert found.max_model_len <= min(contexts)
+
+
+def test_what_a_probe_leaves_behind_is_not_given_to_the_cache() -> None:
+    budget = host(100 * MIB)
+    found = plan_memory(
+        table=table(FULL),
+        budget=budget,
+        dtype_bytes=4,
+        block_tokens=32,
+        options=EngineOptions(model="m"),
+        probe=linear(1000),
+        settle=lambda: budget.settle("libraries", 40 * MIB),
+    )
+    assert found.kv_bytes < 60 * MIB
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_any_plan_stays_within_any_budget(seed: int) -> None:
+    draw = random.Random(seed)
+    memories = draw.choices([FULL, SLIDING, STATE], k=draw.randint(1, 8))
+    budget = host(draw.randint(1 * MIB, 200 * MIB))
+    try:
+        found = plan(budget, *memories, probe=linear(draw.randint(10, 100_000), fixed=draw.randint(0, 10 * MIB)))
+    except BudgetError:
+        assert budget.charged_bytes <= budget.limit_bytes
+        return
+    assert budget.charged_bytes == found.activation_bytes + found.kv_bytes <= budget.limit_bytes
+    blocks = dict(zip(table(*memories).groups, found.num_blocks, strict=True))
+    for group, count in blocks.items():
+        if group.kind == "full":
+            assert count * 32 >= found.max_model_len
+        elif group.kind == "sliding":
+            assert count * 32 >= min(found.max_model_len, 128 + found.max_num_batched_tokens)
+        else:
+            assert count >= 3
+
+
+def test_the_smallest_need_grows_with_what_is_asked_for_and_covers_the_smallest_plan() -> None:
+    def smallest(**options: int) -> int:
+        return smallest_bytes(
+            table=table(FULL, STATE),
+            dtype_bytes=4,
+            block_tokens=32,
+            options=EngineOptions(model="m", **options),  # type: ignore[arg-type]
+        )
+
+    assert smallest(max_model_len=4096) > smallest(max_model_len=1000) > smallest() > LIBRARY_BYTES
+    probe = linear(4 * 32 * 256 + 8 * 1000)
+    found = plan(host(smallest() - LIBRARY_BYTES), FULL, STATE, probe=probe)
+    assert found.max_model_len >= 64
+    with pytest.raises(OptionError):
+        smallest(max_model_len=4097)
