@@ -1,7 +1,8 @@
 """Jobs in processes of their own, whose memory is watched from outside.
 
-Importing torch and transformers takes seconds, so that one process does it once and forks for every job; a forked
-process counts the shared pages as its own, like one that imported them itself.
+Importing torch and transformers takes seconds, so that one process does it once and forks for every job. A forked
+process counts the shared memory as its own, like one that imported them itself; only pages of code come back one by
+one, as they are used, so that every process runs a tiny model before its job.
 """
 
 from __future__ import annotations
@@ -11,15 +12,25 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.002
+_TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +117,8 @@ def _serve() -> None:
             os.write(writer, json.dumps(result).encode())
             os._exit(0)
         os.close(writer)
-        seen = _watch(child)
+        seen = watch(child)
+        os.waitpid(child, 0)
         with os.fdopen(reader) as pipe:
             text = pipe.read()
         result = json.loads(text) if text else {"error": ("Died", "the process ended without a word")}
@@ -114,10 +126,10 @@ def _serve() -> None:
         print(json.dumps(result), flush=True)
 
 
-def _watch(child: int) -> int:
-    """Returns the highest resident memory of `child` until its end."""
+def watch(child: int) -> int:
+    """Returns the highest resident memory of `child` until its end; whoever started it collects its status."""
     highest = 0
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         try:
             status = Path(f"/proc/{child}/status").read_text()
         except OSError:
@@ -139,6 +151,10 @@ def _run(job: MeasuredJob) -> dict[str, Any]:
     from headrace.storage.process_memory import peak_resident_bytes
 
     torch.set_num_threads(job.num_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(_TINY))
+        with LLM(folder, load_format="dummy", dtype=job.options.get("dtype", "float32")) as llm:
+            list(llm.run(_requests(replace(job, num_rows=8), llm.max_model_len, 32)))
     result: dict[str, Any] = {}
     kept: list[launch.Launched] = []
     real_launch, real_load = launch.launch, WeightLoader.load
