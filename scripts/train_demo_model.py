@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=demo_model_path(), help="where the checkpoint goes; default: the package"
     )
-    parser.add_argument("--steps", type=int, default=6400)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=32, help="rows per step")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=128)
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--decay-share", type=float, default=0.9, help="the last share of the steps, with falling rate")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--check-every", type=int, default=1600, help="measure 200 rows every so many steps")
+    parser.add_argument("--check-every", type=int, default=1500, help="measure 200 rows every so many steps")
     parser.add_argument("--checkpoints", type=Path, help="also save at every check, here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
