@@ -39,9 +39,12 @@ class Tokenizer:
         return (self._chat_template or self._tokenizer.chat_template) is not None
 
     def encode(self, text: str) -> list[int]:
-        """Returns the tokens of `text` with the special tokens that the model expects around a prompt."""
-        ids: list[int] = self._tokenizer.encode(text)
-        return ids
+        """Returns the tokens of `text` with the special tokens that the model expects around a prompt.
+
+        Raises:
+            RequestError: it is not text: half of a surrogate pair stands alone.
+        """
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Returns the tokens of a conversation, ready for the assistant's answer.
@@ -66,7 +69,17 @@ class Tokenizer:
             raise RequestError(
                 f"the chat template refuses these messages: {error}", code="invalid_messages", param="messages"
             ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"not text: half of a surrogate pair stands alone, at character {error.start}", code="invalid_value"
+            ) from None
+        # Not verbose: what is too long for the model is told by the engine, with what to do.
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

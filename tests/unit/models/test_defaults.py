@@ -39,9 +39,9 @@ def test_end_tokens_come_from_the_configuration_and_at_last_from_the_tokenizer(t
 
 
 def test_end_token_0_is_an_end_token(tmp_path: Path) -> None:
-    assert read_generation_defaults(folder(tmp_path, {"eos_token_id": 7}, {"eos_token_id": 0}), Ending()).eos_token_ids == (
-        0,
-    )
+    assert read_generation_defaults(
+        folder(tmp_path, {"eos_token_id": 7}, {"eos_token_id": 0}), Ending()
+    ).eos_token_ids == (0,)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"temperature": "hot"}', '{"eos_token_id": "</s>"}', "\ufeff\x00"])
