@@ -69,6 +69,7 @@ class Tokenizer:
             raise RequestError(
                 f"the chat template refuses these messages: {error}", code="invalid_messages", param="messages"
             ) from error
+        assert isinstance(text, str), "it was not asked to tokenize"
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
