@@ -41,6 +41,10 @@ class BudgetError(UsageError):
     """The memory that was given is too small; the message says how much would do."""
 
 
+class DiskSpaceError(UsageError):
+    """A folder that Headrace was to write into is full, or may not be written."""
+
+
 class UnsupportedModelError(UsageError):
     """The architecture cannot be run exactly, so it is not run at all."""
 

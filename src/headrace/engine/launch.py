@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.engine.engine import Engine
-from headrace.engine.memory import LIBRARY_BYTES, SMALLEST_SWEEP_TOKENS, MemoryPlan, plan_memory, smallest_bytes
+from headrace.engine.memory import (
+    LIBRARY_BYTES,
+    SMALLEST_SWEEP_TOKENS,
+    CachePlan,
+    SweepPlan,
+    plan_cache,
+    plan_sweep,
+    smallest_bytes,
+)
 from headrace.engine.options import EngineOptions
+from headrace.engine.weights import PlacedModel, keep_what_fits, least_stream_bytes, load_resident, open_stream
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
-from headrace.executor.probe import ActivationProbe
+from headrace.executor.probe import WEIGHT_POINTS, ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.locate import locate_model
 from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model_config
-from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
-from headrace.models.weights import WeightLoader, move_buffers
 from headrace.sampling.parameters import GenerationDefaults
-from headrace.schedule.steps import PointKind
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
@@ -44,13 +50,11 @@ from headrace.storage.process_memory import (
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
-_WAITS: frozenset[PointKind] = frozenset({"embedding", "layer", "head"})
-"""Everything is in memory, so that no micro-batch waits for KV or experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launched:
-    """An engine that is ready, and what was resolved on the way."""
+    """An engine that is ready, and what was resolved on the way; `close` ends its threads."""
 
     engine: Engine
     tokenizer: Tokenizer | WithoutTokenizer
@@ -58,6 +62,7 @@ class Launched:
     description: str
     host: Budget
     device: Budget
+    close: Callable[[], None]
 
 
 def launch(options: EngineOptions) -> Launched:
@@ -74,79 +79,114 @@ def launch(options: EngineOptions) -> Launched:
     host, device_budget = _open_budgets(options, device)
     model, weights, dtype = _describe_weights(options, path, device, device_budget)
     table = layer_table(model.config)
-    smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
-    _charge_model(host, device_budget, weights.num_bytes, smallest)
-    _load_weights(model, weights, device)
-    engine_model = EngineModel(model, table)
+    placed = _place_model(options, model, table, weights, dtype, host, device_budget, device)
+    try:
+        return _start(options, path, placed, table, weights, dtype, device, tokenizer, host, device_budget)
+    except BaseException:
+        placed.close()
+        raise
+
+
+def _start(
+    options: EngineOptions,
+    path: Path,
+    placed: PlacedModel,
+    table: LayerTable,
+    weights: WeightMap,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: Tokenizer | WithoutTokenizer,
+    host: Budget,
+    budget: Budget,
+) -> Launched:
+    """Divides what the weights leave of the budget, and puts the engine together."""
     attention = GroupedAttention()
     probe = ActivationProbe(
-        model=engine_model, attention=attention, device=device, dtype=dtype, block_tokens=BLOCK_TOKENS
+        model=placed.model,
+        attention=attention,
+        device=device,
+        dtype=dtype,
+        block_tokens=BLOCK_TOKENS,
+        points=placed.points,
+        weights=placed.weights,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
         probe.peak_bytes(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
         _settle(host)
-        plan = plan_memory(
+        sweep = plan_sweep(
             table=table,
-            budget=device_budget,
+            budget=budget,
             dtype_bytes=dtype.itemsize,
             block_tokens=BLOCK_TOKENS,
             options=options,
             probe=probe.peak_bytes,
             settle=lambda: _settle(host),
+            is_streamed=placed.stream is not None,
         )
-        pools = build_pools(table, plan.num_blocks, BLOCK_TOKENS, dtype, device)
+        if placed.stream is not None:
+            keep_what_fits(placed, table, weights, budget, sweep, BLOCK_TOKENS, dtype)
+        cache = plan_cache(
+            table=table,
+            budget=budget,
+            dtype_bytes=dtype.itemsize,
+            block_tokens=BLOCK_TOKENS,
+            options=options,
+            sweep=sweep,
+        )
+        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, device)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
         pools=pools,
         attention=attention,
         device=device,
-        waits=_WAITS,
+        waits=WEIGHT_POINTS,
     )
-    engine = _assemble(options, engine_model, contexts, plan, host, tokenizer, path)
+    engine = _assemble(options, placed, contexts, sweep, cache, host, tokenizer, path)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
         model_name=options.model,
-        description=_describe(options, table, weights, device, dtype, plan, device_budget)
+        description=_describe(options, table, weights, device, dtype, placed, sweep, cache, budget)
         + slow_dtype_note(dtype, device)
         + _ignored_note(engine.defaults),
         host=host,
-        device=device_budget,
+        device=budget,
+        close=placed.close,
     )
 
 
 def _assemble(
     options: EngineOptions,
-    model: EngineModel,
+    placed: PlacedModel,
     contexts: ContextBuilder,
-    plan: MemoryPlan,
+    sweep: SweepPlan,
+    plan: CachePlan,
     host: Budget,
     tokenizer: Tokenizer | WithoutTokenizer,
     path: Path,
 ) -> Engine:
     cache = KVCacheManager(
-        model.table.groups,
+        placed.model.table.groups,
         num_blocks=plan.num_blocks,
         block_tokens=BLOCK_TOKENS,
         enable_prefix_caching=options.enable_prefix_caching,
     )
     limits = SweepLimits(
-        max_num_seqs=plan.max_num_seqs,
-        max_num_batched_tokens=plan.max_num_batched_tokens,
-        max_micro_batch_tokens=plan.max_num_batched_tokens,
+        max_num_seqs=sweep.max_num_seqs,
+        max_num_batched_tokens=sweep.max_num_batched_tokens,
+        max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
     )
-    points = [point for point in model.table.points() if point.kind in _WAITS]
     return Engine(
         scheduler=Scheduler(cache, limits),
-        executor=Executor(model=model, points=points, contexts=contexts),
+        executor=Executor(model=placed.model, points=placed.points, contexts=contexts, weights=placed.weights),
         governor=Governor(budget=host),
         tokenizer=tokenizer,
         defaults=read_generation_defaults(path, tokenizer),
         max_model_len=plan.max_model_len,
-        vocab_size=model.table.vocab_size,
+        vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
     )
 
@@ -179,26 +219,44 @@ def _describe_weights(
     return model, build_weight_map(model, checkpoint), dtype
 
 
-def _charge_model(host: Budget, device: Budget, weight_bytes: int, smallest: int) -> None:
-    """Charges what is there already, and all weights.
-
-    Args:
-        smallest: what else there must be room for, so that nothing is loaded in vain.
-    """
+def _place_model(
+    options: EngineOptions,
+    model: PreTrainedModel,
+    table: LayerTable,
+    weights: WeightMap,
+    dtype: torch.dtype,
+    host: Budget,
+    device_budget: Budget,
+    device: torch.device,
+) -> PlacedModel:
+    """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     used = resident_bytes()
-    weights = f"{format_bytes(weight_bytes)} of weights and the smallest KV cache and sweep"
-    try:
-        if device is host:
-            host.require(f"Python with torch, {weights}", used + weight_bytes + smallest)
-        else:
-            host.require("Python with torch", used + LIBRARY_BYTES)
-            device.require(weights, weight_bytes + smallest)
-    except BudgetError as error:
-        raise BudgetError(
-            f"the model does not fit: {error}. (Nothing was loaded. This version keeps all weights in memory.)"
-        ) from None
+    smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
+    if device_budget is host:
+        if used + weights.num_bytes + smallest > host.limit_bytes:
+            needed = least_stream_bytes(weights)
+            host.require(
+                f"Python with torch, a part of {format_bytes(weights.num_bytes)} of weights, and the smallest KV cache "
+                "and sweep",
+                used + needed + smallest,
+            )
+            host.charge("Python, torch and tokenizer", used)
+            return open_stream(model, table, weights, host)
+    else:
+        host.require("Python with torch", used + LIBRARY_BYTES)
+        try:
+            device_budget.require(
+                f"{format_bytes(weights.num_bytes)} of weights and the smallest KV cache and sweep",
+                weights.num_bytes + smallest,
+            )
+        except BudgetError as error:
+            raise BudgetError(
+                f"the model does not fit: {error}. (Nothing was loaded. This version keeps all weights on a GPU, or "
+                "streams them with --device cpu.)"
+            ) from None
     host.charge("Python, torch and tokenizer", used)
-    device.charge("weights", weight_bytes)
+    device_budget.charge("weights", weights.num_bytes)
+    return load_resident(model, table, weights, device)
 
 
 def _settle(host: Budget) -> None:
@@ -207,32 +265,23 @@ def _settle(host: Budget) -> None:
     host.settle("libraries", resident_bytes())
 
 
-def _load_weights(model: PreTrainedModel, weights: WeightMap, device: torch.device) -> None:
-    """Loads all weights straight to the device."""
-
-    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    with WeightLoader(model, weights, allocate=allocate) as loader:
-        loader.load_all()
-    if device.type != "cpu":
-        move_buffers(model, device)
-
-
 def _describe(
     options: EngineOptions,
     table: LayerTable,
     weights: WeightMap,
     device: torch.device,
     dtype: torch.dtype,
-    plan: MemoryPlan,
+    placed: PlacedModel,
+    sweep: SweepPlan,
+    cache: CachePlan,
     budget: Budget,
 ) -> str:
+    streamed = f" ({format_bytes(placed.streamed_bytes)} of them read in every sweep)" if placed.streamed_bytes else ""
     return (
         f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {device}; "
-        f"weights {format_bytes(weights.num_bytes)}, KV cache {format_bytes(plan.kv_bytes)}, "
-        f"{budget.option} {format_bytes(budget.limit_bytes)}; context {plan.max_model_len:,} tokens, "
-        f"{plan.max_num_seqs} rows and {plan.max_num_batched_tokens:,} tokens at a time"
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}, "
+        f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
+        f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )
 
 

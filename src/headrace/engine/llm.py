@@ -89,6 +89,7 @@ class LLM:
             )
         )
         self._engine: Engine | None = launched.engine
+        self._close_weights = launched.close
         self._next_request = 0
         self.tokenizer: Tokenizer | WithoutTokenizer = launched.tokenizer
         self.model_name: str = launched.model_name
@@ -156,6 +157,7 @@ class LLM:
     def close(self) -> None:
         """Frees the model; a second call does nothing."""
         self._engine = None
+        self._close_weights()
         gc.collect()  # a model's modules refer to each other in circles
 
     def __enter__(self) -> LLM:

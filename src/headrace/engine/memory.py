@@ -14,6 +14,8 @@ from headrace.units import KIB, MIB
 
 DEFAULT_NUM_SEQS = 256
 DEFAULT_BATCHED_TOKENS = 1024
+STREAMED_BATCHED_TOKENS = 4096
+"""Tokens over which a streamed sweep spreads the reading of weights."""
 SMALLEST_SWEEP_TOKENS = 16
 UNBOUNDED_CONTEXT = 32_768
 """Context of models that have no limit of their own (state models, ALiBi), unless --max-model-len says otherwise."""
@@ -22,7 +24,8 @@ BOOKKEEPING_BYTES = 4 * KIB
 LIBRARY_BYTES = 80 * MIB
 """Code and caches that torch and its libraries bring in when a model first runs; what they really take is measured."""
 _SHORTEST_CONTEXT = 64
-_TYPICAL_TOKENS = 2048
+TYPICAL_TOKENS = 2048
+_WAITING_NUMBERS = 3
 _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
 _SAMPLING_BYTES = 32 * MIB
@@ -32,14 +35,27 @@ Probe = Callable[[int, int, int], int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryPlan:
-    """Sizes that fit together and into the budget; everything in it has been charged."""
+class SweepPlan:
+    """The largest sweep, whose memory has been charged.
 
-    max_model_len: int
+    Attributes:
+        context_tokens: the longest row that it was measured for.
+        micro_batch_tokens: what runs at a time; other tokens of a sweep wait, and keep what goes on to a next layer.
+    """
+
+    context_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    num_blocks: tuple[int, ...]
+    micro_batch_tokens: int
     activation_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachePlan:
+    """The KV cache, which has been charged, and the longest row that fits into it."""
+
+    max_model_len: int
+    num_blocks: tuple[int, ...]
     kv_bytes: int
 
 
@@ -59,7 +75,7 @@ def smallest_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, op
     return LIBRARY_BYTES + activations + logits + kv
 
 
-def plan_memory(
+def plan_sweep(
     *,
     table: LayerTable,
     budget: Budget,
@@ -68,42 +84,77 @@ def plan_memory(
     options: EngineOptions,
     probe: Probe,
     settle: Callable[[], None],
-) -> MemoryPlan:
-    """Measures activations, and gives the KV cache what they leave.
+    is_streamed: bool,
+) -> SweepPlan:
+    """Measures activations and charges them.
 
     Args:
         settle: charges what a probe has left behind.
+        is_streamed: every sweep reads weights, so that it should have many tokens: several micro-batches' worth.
 
     Raises:
-        BudgetError: not even the smallest sweep over the shortest useful context fits.
+        BudgetError: not even the smallest sweep fits.
         OptionError: `max_model_len` is beyond what the model was made for.
     """
     wanted_context, needed_context = _wanted_context(table, options), _needed_context(table, options)
     smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
     room = int((1 - _ACTIVATION_SHARE) * budget.free_bytes)
     context = max(needed_context, smallest.longest_sequence(room, wanted_context))
-    num_tokens, num_seqs, activations = _choose_sweep(budget, options, probe, context)
+    micro_batch, num_seqs, peak = _choose_sweep(budget, options, probe, context)
     settle()
-    budget.charge("activations", activations)
-    planner = _planner(table, dtype_bytes, block_tokens, num_tokens)
+    budget.charge("activations", peak)
+    num_tokens = micro_batch
+    if is_streamed and micro_batch == DEFAULT_BATCHED_TOKENS and options.max_num_batched_tokens is None:
+        waiting = (STREAMED_BATCHED_TOKENS - micro_batch) * _waiting_bytes(table, dtype_bytes)
+        if waiting <= _ACTIVATION_SHARE * budget.free_bytes:
+            budget.charge("waiting micro-batches", waiting)
+            num_tokens, peak = STREAMED_BATCHED_TOKENS, peak + waiting
+    return SweepPlan(
+        context_tokens=context,
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_tokens,
+        micro_batch_tokens=micro_batch,
+        activation_bytes=peak,
+    )
+
+
+def plan_cache(
+    *,
+    table: LayerTable,
+    budget: Budget,
+    dtype_bytes: int,
+    block_tokens: int,
+    options: EngineOptions,
+    sweep: SweepPlan,
+) -> CachePlan:
+    """Gives the KV cache what is left.
+
+    Raises:
+        BudgetError: that is too little for a row of the shortest useful context.
+    """
+    needed_context = _needed_context(table, options)
+    planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens)
     budget.require(f"the KV of a row of {needed_context} tokens", planner.bytes_for(1, needed_context))
-    context = planner.longest_sequence(budget.free_bytes, context)
+    context = planner.longest_sequence(budget.free_bytes, sweep.context_tokens)
     num_blocks = planner.split(
         budget.free_bytes,
-        max_sequences=num_seqs,
-        typical_tokens=min(context, _TYPICAL_TOKENS),
+        max_sequences=sweep.max_num_seqs,
+        typical_tokens=min(context, TYPICAL_TOKENS),
         max_tokens=context,
     )
     kv_bytes = sum(count * demand.block_bytes for count, demand in zip(num_blocks, planner.demands, strict=True))
     budget.charge("KV cache", kv_bytes)
-    return MemoryPlan(
-        max_model_len=context,
-        max_num_seqs=num_seqs,
-        max_num_batched_tokens=num_tokens,
-        num_blocks=tuple(num_blocks),
-        activation_bytes=activations,
-        kv_bytes=kv_bytes,
-    )
+    return CachePlan(max_model_len=context, num_blocks=tuple(num_blocks), kv_bytes=kv_bytes)
+
+
+def row_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, sweep: SweepPlan, num_tokens: int) -> int:
+    """Returns what the KV of one row of `num_tokens` takes."""
+    return _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens).bytes_for(1, num_tokens)
+
+
+def _waiting_bytes(table: LayerTable, dtype_bytes: int) -> int:
+    """What a token keeps between two layers: hidden states, a residual or a copy in fp32, and its rotary angles."""
+    return (_WAITING_NUMBERS * dtype_bytes + 4) * table.hidden_size
 
 
 def _planner(table: LayerTable, dtype_bytes: int, block_tokens: int, sweep_tokens: int) -> PoolPlanner:

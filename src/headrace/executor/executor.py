@@ -10,11 +10,12 @@ from torch import Tensor
 
 from headrace.errors import SweepError
 from headrace.executor.contexts import ContextBuilder
+from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.coroutine import Coroutine
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
-from headrace.schedule.steps import Point, Resume, Step, sweep_steps
+from headrace.schedule.steps import Bring, Drop, Point, Resume, Step, sweep_steps
 from headrace.scheduler.sweep import Sweep
 
 Sampler = Callable[[Tensor, Sequence[int]], list[SampledToken]]
@@ -37,6 +38,7 @@ class Executor:
     model: EngineModel
     points: Sequence[Point]
     contexts: ContextBuilder
+    weights: Weights = field(default_factory=ResidentWeights)
     schedule: Schedule = field(default=sweep_steps)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
@@ -59,11 +61,17 @@ class Executor:
         coroutines: list[Coroutine[MicroBatchContext, Tensor]] = []
         try:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
+            self.weights.follow(self.points)
             for step in self.schedule(self.points, len(coroutines)):
-                if isinstance(step, Resume):
-                    coroutine = coroutines[step.micro_batch]
-                    assert coroutine.waits_at == step.point, f"{step} found it at {coroutine.waits_at}"
-                    coroutine.resume()
+                match step:
+                    case Bring(point):
+                        self.weights.bring(point)
+                    case Resume(micro_batch, point):
+                        coroutine = coroutines[micro_batch]
+                        assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
+                        coroutine.resume()
+                    case Drop(point):
+                        self.weights.drop(point)
             return [coroutine.result for coroutine in coroutines]
         finally:
             for coroutine in coroutines:

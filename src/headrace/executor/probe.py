@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,14 +12,17 @@ from headrace.attention.ragged import AttentionBackend
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
+from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.takeover import EngineModel
 from headrace.sampling.parameters import ResolvedSampling
 from headrace.sampling.sampler import SamplingRow, sample
 from headrace.sampling.tokens import SampledToken
-from headrace.schedule.steps import PointKind
+from headrace.schedule.steps import Point, PointKind
 from headrace.scheduler.sweep import Chunk, MicroBatch, Sweep
 from headrace.storage.device_memory import device_peak_growth_bytes
 
+WEIGHT_POINTS: frozenset[PointKind] = frozenset({"embedding", "layer", "head"})
+"""Where micro-batches wait for weights."""
 _SLACK = 1.15
 """Peaks differ between runs: what libraries keep for later, rows of other lengths than the probe's."""
 _PIECE_TOKENS = 128
@@ -32,13 +35,20 @@ _INDEX_BYTES = 9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationProbe:
-    """Runs sweeps over one layer of each kind, on pools that hold just these."""
+    """Runs sweeps over one layer of each kind, on pools that hold just these.
+
+    Attributes:
+        weights: where the layers' weights come from.
+        points: the model's points that have weights, in order.
+    """
 
     model: EngineModel
     attention: AttentionBackend
     device: torch.device
     dtype: torch.dtype
     block_tokens: int
+    points: Sequence[Point]
+    weights: Weights = field(default_factory=ResidentWeights)
 
     def peak_bytes(self, num_tokens: int, num_sequences: int, context_tokens: int) -> int:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
@@ -87,18 +97,17 @@ class ActivationProbe:
         for index, layer in enumerate(table.layers):
             first.setdefault(layer, index)
         skipped = frozenset(range(len(table.layers))) - frozenset(first.values())
-        waits: frozenset[PointKind] = frozenset({"embedding"})
         contexts = ContextBuilder(
             groups=table.groups,
             block_tokens=self.block_tokens,
             pools=build_pools(table, sizes, self.block_tokens, self.dtype, self.device),
             attention=self.attention,
             device=self.device,
-            waits=waits,
+            waits=WEIGHT_POINTS,
             skipped_layers=skipped,
         )
-        points = [point for point in table.points() if point.kind in waits]
-        return Executor(model=self.model, points=points, contexts=contexts)
+        points = [point for point in self.points if point.kind != "layer" or point.layer not in skipped]
+        return Executor(model=self.model, points=points, contexts=contexts, weights=self.weights)
 
 
 def _cut(num_tokens: int, longest: int) -> list[int]:

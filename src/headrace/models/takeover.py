@@ -36,15 +36,19 @@ _ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (bloom.adapt, latent.ad
 class EngineModel:
     """A causal language model whose forward waits at the points of its layer table."""
 
-    def __init__(self, model: PreTrainedModel, table: LayerTable) -> None:
-        """Takes `model` over in place; its weights are neither copied nor moved."""
+    def __init__(self, model: PreTrainedModel, table: LayerTable, *, num_head_parts: int = 1) -> None:
+        """Takes `model` over in place; its weights are neither copied nor moved.
+
+        Args:
+            num_head_parts: the output head's weights come in so many parts, each of some of its rows, one at a time.
+        """
         self.table = table
         self._model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self._cache = _EngineCache()
         _name_attention(model, latent.ATTENTION_NAME if _is_latent(table) else ATTENTION_NAME)
         _adapt_modules(model)
         _number_experts(model)
-        _stand_in(model)
+        _stand_in(model, num_head_parts)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -105,13 +109,35 @@ class _LayerReturns:
     a_tuple: bool = False
 
 
-def _stand_in(model: PreTrainedModel) -> None:
+class _HeadStandIn(_StandIn):
+    """Runs the output head part by part; a part's weights are in the head's place when it is resumed there."""
+
+    def __init__(self, real: nn.Module, num_parts: int) -> None:
+        super().__init__(real, Point("head"))
+        self.__dict__["num_parts"] = num_parts
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        real, logits = self.__dict__["real"], None
+        done = 0
+        for part in range(self.__dict__["num_parts"]):
+            current().reach(Point("head", part))
+            rows: Tensor = real(hidden)
+            if logits is None:
+                logits = rows.new_empty(*hidden.shape[:-1], real.out_features)
+            logits[..., done : done + rows.shape[-1]] = rows
+            done += rows.shape[-1]
+        assert logits is not None
+        return logits
+
+
+def _stand_in(model: PreTrainedModel, num_head_parts: int) -> None:
     found, returns = find_layers(model), _LayerReturns()
     stand_ins = (_LayerStandIn(layer, Point("layer", index), returns) for index, layer in enumerate(found.layers))
     setattr(found.parent, found.attribute, nn.ModuleList(stand_ins))
     model.set_input_embeddings(_StandIn(model.get_input_embeddings(), Point("embedding")))
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    model.set_output_embeddings(_StandIn(head, Point("head")))  # type: ignore[no-untyped-call]
+    head = _StandIn(head, Point("head")) if num_head_parts == 1 else _HeadStandIn(head, num_head_parts)
+    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
 
 
 def _is_latent(table: LayerTable) -> bool:

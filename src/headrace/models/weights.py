@@ -14,6 +14,7 @@ from headrace.checkpoint.gather import Gather, Piece, Run
 from headrace.checkpoint.reader import RangeReader
 from headrace.checkpoint.tensors import TensorEntry
 from headrace.errors import WeightMismatchError
+from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
@@ -48,12 +49,14 @@ class WeightLoader:
         model: PreTrainedModel,
         weight_map: WeightMap,
         *,
+        places: ParameterPlaces | None = None,
         allocate: Allocate | None = None,
         allocate_staging: Allocate | None = None,
     ) -> None:
         host = allocate_on(torch.device("cpu"))
         self._model = model
         self._map = weight_map
+        self._places = places or ParameterPlaces(model, weight_map)
         self._allocate = allocate or host
         self._allocate_staging = allocate_staging or host
         self._reader = RangeReader()
@@ -79,7 +82,7 @@ class WeightLoader:
                     self._fill_converted(tensor, source.name, source.content, converted)
                 loaded[source.name] = tensor
         for name, tensor in loaded.items():
-            self._assign(name, tensor)
+            self._places.put(name, tensor)
         return sum(source.num_bytes for source in self._map.in_group(group))
 
     def load_all(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -97,7 +100,7 @@ class WeightLoader:
     def release(self, group: Group) -> None:
         """Puts the group's parameters back on the meta device, so that nothing in the model holds their memory."""
         for source in self._map.in_group(group):
-            self._assign(source.name, torch.empty(source.shape, dtype=getattr(torch, source.dtype), device="meta"))
+            self._places.take_out(source.name, source.shape, source.dtype)
 
     def close(self) -> None:
         """Closes the checkpoint's files. What is loaded stays loaded."""
@@ -111,18 +114,6 @@ class WeightLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _assign(self, name: str, tensor: torch.Tensor) -> None:
-        """Puts `tensor` into the model under `name` and under every name that is tied to it."""
-        parameter: nn.Parameter | None = None
-        for place in (name, *(tied for tied, source in self._map.tied.items() if source == name)):
-            module_name, _, attribute = place.rpartition(".")
-            module = self._model.get_submodule(module_name)
-            if attribute in module._buffers:
-                setattr(module, attribute, tensor)
-            else:
-                parameter = parameter if parameter is not None else nn.Parameter(tensor, requires_grad=False)
-                setattr(module, attribute, parameter)
 
     def _fill(self, tensor: torch.Tensor, gather: Gather) -> None:
         for piece in gather.pieces:

@@ -23,7 +23,7 @@ class Point:
 
     Attributes:
         kind: which module is about to run.
-        layer: index of the layer; 0 for embedding and head.
+        layer: index of the layer; of the part, for a head that is brought in parts; 0 for the embedding.
     """
 
     kind: PointKind

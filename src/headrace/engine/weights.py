@@ -1,0 +1,164 @@
+"""Decides whether a model's weights all stay in memory, and puts together what brings the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from headrace.checkpoint.reader import RangeReader
+from headrace.engine.memory import TYPICAL_TOKENS, SweepPlan, row_bytes
+from headrace.executor.probe import WEIGHT_POINTS
+from headrace.executor.weight_stream import ResidentWeights, Weights, WeightStream
+from headrace.models.disk_embedding import keep_embedding_on_disk
+from headrace.models.layer_image import LayerImage, layer_image, row_images
+from headrace.models.layer_table import LayerTable
+from headrace.models.parameter_places import ParameterPlaces
+from headrace.models.takeover import EngineModel
+from headrace.models.transformers_api import PreTrainedModel
+from headrace.models.weight_map import ParameterSource, WeightMap
+from headrace.models.weights import WeightLoader, move_buffers
+from headrace.planner.calibration import measure_matrix_rate
+from headrace.planner.placement import Demand, Rates, resident_parts
+from headrace.schedule.steps import Point
+from headrace.storage.budget import Budget
+from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
+
+NUM_SLOTS = 3
+"""One that computes, and two on their way: a reader always has the next one to begin."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PlacedModel:
+    """A model that can run.
+
+    Attributes:
+        points: where its micro-batches wait for weights, in order.
+        stream: what brings the weights that do not stay; None where all do.
+        streamed: the parts of the model that a sweep reads, in order, and where.
+    """
+
+    model: EngineModel
+    weights: Weights
+    points: tuple[Point, ...]
+    stream: WeightStream | None = None
+    reader: DiskReader | None = None
+    images: dict[Point, LayerImage]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """What every sweep reads from the disk."""
+        return 0 if self.stream is None else self.stream.bytes_per_sweep
+
+    def close(self) -> None:
+        """Ends the stream's threads and gives its memory back; a second call does nothing."""
+        if self.stream is not None and self.reader is not None:
+            self.stream.close()
+            self.reader.close()
+
+
+def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap, device: torch.device) -> PlacedModel:
+    """Loads all weights straight to `device`; they have been charged."""
+
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    with WeightLoader(model, weights, allocate=allocate) as loader:
+        loader.load_all()
+    if device.type != "cpu":
+        move_buffers(model, device)
+    return PlacedModel(model=EngineModel(model, table), weights=ResidentWeights(), points=_points(table, 1), images={})
+
+
+def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, budget: Budget) -> PlacedModel:
+    """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
+
+    Raises:
+        BudgetError: not even that fits.
+        CheckpointError: a file is gone.
+    """
+    images = {
+        Point("layer", index): layer_image(f"layer {index}", weights.in_group(index))
+        for index in range(weights.num_layers)
+    }
+    slot_bytes = max(image.num_bytes for image in images.values())
+    heads = row_images("head", _head_sources(weights), slot_bytes)
+    images |= {Point("head", index): image for index, image in enumerate(heads)}
+    reader = DiskReader()
+    try:
+        budget.charge("weights", weights.group_bytes("rest"))
+        budget.charge("staging", NUM_SLOTS * slot_bytes + STAGING_BYTES)
+        places = ParameterPlaces(model, weights)
+        with WeightLoader(model, weights, places=places) as loader:
+            loader.load("rest")
+        keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
+        stream = WeightStream(images, places=places, reader=reader, num_slots=NUM_SLOTS)
+    except BaseException:
+        reader.close()
+        raise
+    return PlacedModel(
+        model=EngineModel(model, table, num_head_parts=len(heads)),
+        weights=stream,
+        points=_points(table, len(heads)),
+        stream=stream,
+        reader=reader,
+        images=images,
+    )
+
+
+def least_stream_bytes(weights: WeightMap) -> int:
+    """Returns what `open_stream` will charge."""
+    slot_bytes = max(layer_image("", weights.in_group(index)).num_bytes for index in range(weights.num_layers))
+    return weights.group_bytes("rest") + NUM_SLOTS * slot_bytes + STAGING_BYTES
+
+
+def keep_what_fits(
+    placed: PlacedModel,
+    table: LayerTable,
+    weights: WeightMap,
+    budget: Budget,
+    sweep: SweepPlan,
+    block_tokens: int,
+    dtype: torch.dtype,
+) -> None:
+    """Divides what is left between weights that stay and KV, and loads the former."""
+    assert placed.stream is not None and placed.reader is not None
+    points = list(placed.images)
+    num_numbers = sum(source.num_bytes for source in weights.parameters.values()) // dtype.itemsize
+    typical = min(sweep.context_tokens, TYPICAL_TOKENS)
+    demand = Demand(
+        part_bytes=[placed.images[point].num_bytes for point in points],
+        row_bytes=row_bytes(
+            table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
+        ),
+        max_rows=sweep.max_num_seqs,
+        operations_per_token=2.0 * num_numbers,
+    )
+    rates = Rates(
+        disk=placed.reader.bytes_per_second,
+        matrix=measure_matrix_rate(torch.device("cpu"), dtype),
+    )
+    kept = [points[index] for index in sorted(resident_parts(demand, rates, budget.free_bytes))]
+    budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
+    placed.stream.keep(kept)
+
+
+def _points(table: LayerTable, num_head_parts: int) -> tuple[Point, ...]:
+    before = [point for point in table.points() if point.kind in WEIGHT_POINTS and point.kind != "head"]
+    return (*before, *(Point("head", part) for part in range(num_head_parts)))
+
+
+def _head_sources(weights: WeightMap) -> list[ParameterSource]:
+    """The head's own parameters; where its matrix is tied to the embedding's, that one under the head's name."""
+    own = list(weights.in_group("head"))
+    tied = [
+        replace(weights.parameters[source], name=name)
+        for name, source in weights.tied.items()
+        if weights.parameters[source].group == "embedding"
+    ]
+    return own + tied
+
+
+def _embedding_source(weights: WeightMap) -> ParameterSource:
+    (source,) = weights.in_group("embedding")
+    return source
