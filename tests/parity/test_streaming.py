@@ -87,9 +87,7 @@ def test_streamed_weights_give_the_tokens_of_generate(name: str, tmp_path: Path)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", TINY_CONFIGS)
-def test_tokens_do_not_depend_on_where_weights_are(
-    name: str, rows: str, shape: str, kept: str, tmp_path: Path
-) -> None:
+def test_tokens_do_not_depend_on_where_weights_are(name: str, rows: str, shape: str, kept: str, tmp_path: Path) -> None:
     chosen = replace(SHAPES[shape], scarce=rows == "crowded")
     with streamed(name, tmp_path, kept) as placed:
         assert_same_tokens(name, rig_of(placed, chosen), ROWS[rows](every=1))

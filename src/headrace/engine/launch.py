@@ -112,7 +112,7 @@ def _start(
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
-        probe.peak_bytes(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
+        probe.measure(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
         _settle(host)
         sweep = plan_sweep(
             table=table,
@@ -120,7 +120,7 @@ def _start(
             dtype_bytes=dtype.itemsize,
             block_tokens=BLOCK_TOKENS,
             options=options,
-            probe=probe.peak_bytes,
+            probe=probe.measure,
             settle=lambda: _settle(host),
             is_streamed=placed.stream is not None,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from headrace.engine.options import EngineOptions
 from headrace.errors import OptionError
 from headrace.executor.pool_plan import GroupDemand, PoolPlanner
+from headrace.executor.probe import ActivationPeak
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.storage.budget import Budget
 from headrace.units import KIB, MIB
@@ -30,8 +31,8 @@ _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
 _SAMPLING_BYTES = 32 * MIB
 
-Probe = Callable[[int, int, int], int]
-"""(tokens of a sweep, sampled rows, positions of context) -> bytes to reserve."""
+Probe = Callable[[int, int], ActivationPeak]
+"""(tokens of a sweep, sampled rows) -> bytes to reserve."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +99,12 @@ def plan_sweep(
     """
     wanted_context, needed_context = _wanted_context(table, options), _needed_context(table, options)
     smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
-    room = int((1 - _ACTIVATION_SHARE) * budget.free_bytes)
-    context = max(needed_context, smallest.longest_sequence(room, wanted_context))
-    micro_batch, num_seqs, peak = _choose_sweep(budget, options, probe, context)
+    useful_context = max(needed_context, min(wanted_context, TYPICAL_TOKENS))
+    micro_batch, num_seqs, measured = _choose_sweep(budget, options, probe, useful_context)
+    room = int(_ACTIVATION_SHARE * budget.free_bytes) - measured.sweep_bytes
+    longest = smallest.longest_sequence(int((1 - _ACTIVATION_SHARE) * budget.free_bytes), wanted_context)
+    context = max(needed_context, min(longest, int(room / measured.bytes_per_position)))
+    peak = measured.at(context)
     settle()
     budget.charge("activations", peak)
     num_tokens = micro_batch
@@ -180,8 +184,10 @@ def _needed_context(table: LayerTable, options: EngineOptions) -> int:
     return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
 
 
-def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe, context: int) -> tuple[int, int, int]:
-    """Returns tokens and rows of the largest sweep whose activations leave room for KV, and their bytes.
+def _choose_sweep(
+    budget: Budget, options: EngineOptions, probe: Probe, context: int
+) -> tuple[int, int, ActivationPeak]:
+    """Returns tokens and rows of the largest sweep whose activations leave room for KV, and what they take.
 
     Sizes are tried from the smallest up, none of which could take more than there is: what a sweep takes grows at most
     in proportion to its tokens.
@@ -190,11 +196,11 @@ def _choose_sweep(budget: Budget, options: EngineOptions, probe: Probe, context:
     wanted_seqs = options.max_num_seqs or DEFAULT_NUM_SEQS
     room = int(_ACTIVATION_SHARE * budget.free_bytes)
     num_tokens = min(SMALLEST_SWEEP_TOKENS, wanted_tokens)
-    peak = probe(num_tokens, min(num_tokens, wanted_seqs), context)
-    while num_tokens < wanted_tokens and 2 * peak <= budget.free_bytes:
-        larger = min(wanted_tokens, num_tokens * max(2, room // max(1, peak)))
-        larger_peak = probe(larger, min(larger, wanted_seqs), context)
-        if larger_peak > room:
+    peak = probe(num_tokens, min(num_tokens, wanted_seqs))
+    while num_tokens < wanted_tokens and 2 * peak.at(context) <= budget.free_bytes:
+        larger = min(wanted_tokens, num_tokens * max(2, room // max(1, peak.at(context))))
+        larger_peak = probe(larger, min(larger, wanted_seqs))
+        if larger_peak.at(context) > room:
             break
         num_tokens, peak = larger, larger_peak
     return num_tokens, min(num_tokens, wanted_seqs), peak

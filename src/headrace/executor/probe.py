@@ -27,10 +27,27 @@ _SLACK = 1.15
 """Peaks differ between runs: what libraries keep for later, rows of other lengths than the probe's."""
 _PIECE_TOKENS = 128
 """More queries than this are not attended at once, so that a longer chunk at the end of a context takes no more."""
-_MEASURED_CONTEXT = 4096
-"""What attention takes grows in proportion to the context; beyond this it is computed, since running takes seconds."""
+_MEASURED_CONTEXT = 2048
+"""What attention takes grows in proportion to the context, so that one is enough to be measured."""
 _INDEX_BYTES = 9
 """Per row and position of its context: the key's position, and whether it is seen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationPeak:
+    """What a sweep allocates by itself.
+
+    Attributes:
+        sweep_bytes: whatever the context.
+        bytes_per_position: of the longest row's context, in addition.
+    """
+
+    sweep_bytes: int
+    bytes_per_position: float
+
+    def at(self, context_tokens: int) -> int:
+        """Returns the bytes for rows of up to `context_tokens`."""
+        return self.sweep_bytes + int(self.bytes_per_position * context_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,22 +67,22 @@ class ActivationProbe:
     points: Sequence[Point]
     weights: Weights = field(default_factory=ResidentWeights)
 
-    def peak_bytes(self, num_tokens: int, num_sequences: int, context_tokens: int) -> int:
+    def measure(self, num_tokens: int, num_sequences: int) -> ActivationPeak:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
 
         Measured are a sweep of one prompt (or more, where it is too long for the model) and many decoding rows, all of
-        them at their beginning, and a chunk at the end of `context_tokens`; rows that decode there need some numbers
-        more for each position.
+        them at their beginning, and a chunk at the end of a long context; rows that decode there need some numbers more
+        for each position.
         """
         num_sequences = min(num_sequences, num_tokens)
         longest = self.model.table.max_positions or num_tokens
         prompts = _cut(num_tokens - num_sequences + 1, longest)
         sweep = self._growth([*((0, length) for length in prompts), *[(0, 1)] * (num_sequences - 1)])
-        measured = min(context_tokens, longest, _MEASURED_CONTEXT)
+        measured = min(longest, _MEASURED_CONTEXT)
         length = min(measured, num_tokens, _PIECE_TOKENS)
-        past = self._growth([(measured - length, length)]) * context_tokens // measured
-        indices = (_INDEX_BYTES * num_sequences + num_tokens) * context_tokens
-        return int(_SLACK * (sweep + past)) + indices
+        past = self._growth([(measured - length, length)])
+        per_position = _SLACK * past / measured + _INDEX_BYTES * num_sequences + num_tokens
+        return ActivationPeak(sweep_bytes=int(_SLACK * sweep), bytes_per_position=per_position)
 
     def _growth(self, chunks: Sequence[tuple[int, int]]) -> int:
         """Returns the growth of memory in a sweep of chunks of (start, length)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.reader import RangeReader
-from headrace.models.transformers_api import PreTrainedModel
+from headrace.models.transformers_api import ForeignModule, PreTrainedModel
 from headrace.models.weight_map import ParameterSource
 
 
@@ -37,7 +37,7 @@ class DiskEmbedding(nn.Module):
         real = self.__dict__["real"]
         needed, places = torch.unique(token_ids, return_inverse=True)
         table = torch.empty((len(needed), self.width), dtype=self.dtype)
-        flat = memoryview(table.view(torch.uint8).numpy()).cast("B")
+        flat = table.view(-1).view(torch.uint8).numpy().data
         numbers = needed.tolist()
         start = 0
         for index, number in enumerate(numbers):
@@ -55,6 +55,6 @@ class DiskEmbedding(nn.Module):
 
 def keep_embedding_on_disk(model: PreTrainedModel, source: ParameterSource, reader: RangeReader) -> None:
     """Puts a `DiskEmbedding` in the place of the model's token embedding, whose only parameter `source` is."""
-    real = model.get_input_embeddings()
+    real: ForeignModule = model.get_input_embeddings()
     real.padding_idx = None  # torch would hold it against the smaller table; it matters for gradients alone
     model.set_input_embeddings(DiskEmbedding(real, source, reader))

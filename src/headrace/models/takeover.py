@@ -116,14 +116,13 @@ class _HeadStandIn(_StandIn):
         super().__init__(real, Point("head"))
         self.__dict__["num_parts"] = num_parts
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        real, logits = self.__dict__["real"], None
-        done = 0
+    def forward(self, *args: object, **kwargs: object) -> object:
+        real, logits, done = self.__dict__["real"], None, 0
         for part in range(self.__dict__["num_parts"]):
             current().reach(Point("head", part))
-            rows: Tensor = real(hidden)
+            rows: Tensor = real(*args, **kwargs)
             if logits is None:
-                logits = rows.new_empty(*hidden.shape[:-1], real.out_features)
+                logits = rows.new_empty(*rows.shape[:-1], real.out_features)
             logits[..., done : done + rows.shape[-1]] = rows
             done += rows.shape[-1]
         assert logits is not None

@@ -31,7 +31,14 @@ from headrace.units import MIB, format_bytes
 _FORMAT = 1
 """Raised when the same sources would give other bytes."""
 _SPARE_BYTES = 64 * MIB
-_DTYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
+_DTYPE_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+}
 
 
 def groups_to_copy(weights: WeightMap) -> list[Group]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -10,16 +12,20 @@ from headrace.engine.memory import (
     BOOKKEEPING_BYTES,
     LIBRARY_BYTES,
     SMALLEST_SWEEP_TOKENS,
-    MemoryPlan,
+    STREAMED_BATCHED_TOKENS,
+    CachePlan,
     Probe,
-    plan_memory,
+    SweepPlan,
+    plan_cache,
+    plan_sweep,
     smallest_bytes,
 )
 from headrace.engine.options import EngineOptions
 from headrace.errors import BudgetError, OptionError
+from headrace.executor.probe import ActivationPeak
 from headrace.models.layer_table import AttentionSpec, LayerSpec, LayerTable, StateSpec
 from headrace.storage.budget import Budget
-from headrace.units import GIB, MIB
+from headrace.units import GIB, KIB, MIB
 
 FULL = AttentionSpec(num_kv_heads=2, key_width=64, value_width=64)
 SLIDING = AttentionSpec(num_kv_heads=2, key_width=64, value_width=64, window=128)
@@ -38,21 +44,48 @@ def table(*memories: AttentionSpec | StateSpec, max_positions: int | None = 4096
 
 
 def linear(bytes_per_token: int, fixed: int = 0) -> Probe:
-    return lambda num_tokens, num_seqs, context: fixed + num_tokens * bytes_per_token
+    return lambda num_tokens, num_seqs: peak(fixed + num_tokens * bytes_per_token)
+
+
+def peak(sweep_bytes: int, bytes_per_position: float = 1e-3) -> ActivationPeak:
+    return ActivationPeak(sweep_bytes=sweep_bytes, bytes_per_position=bytes_per_position)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Both halves, under the names that the tests speak of."""
+
+    sweep: SweepPlan
+    cache: CachePlan
+
+    def __getattr__(self, name: str) -> int:
+        found: int = getattr(self.sweep if hasattr(self.sweep, name) else self.cache, name)
+        return found
 
 
 def plan(
-    budget: Budget, *memories: AttentionSpec | StateSpec, probe: Probe, max_positions: int | None = 4096, **options: int
-) -> MemoryPlan:
-    return plan_memory(
-        table=table(*memories, max_positions=max_positions),
+    budget: Budget,
+    *memories: AttentionSpec | StateSpec,
+    probe: Probe,
+    max_positions: int | None = 4096,
+    settle: Callable[[], None] = lambda: None,
+    is_streamed: bool = False,
+    **options: int,
+) -> Plan:
+    layers = table(*memories, max_positions=max_positions)
+    asked = EngineOptions(model="m", **options)  # type: ignore[arg-type]
+    sweep = plan_sweep(
+        table=layers,
         budget=budget,
         dtype_bytes=4,
         block_tokens=32,
-        options=EngineOptions(model="m", **options),  # type: ignore[arg-type]
+        options=asked,
         probe=probe,
-        settle=lambda: None,
+        settle=settle,
+        is_streamed=is_streamed,
     )
+    cache = plan_cache(table=layers, budget=budget, dtype_bytes=4, block_tokens=32, options=asked, sweep=sweep)
+    return Plan(sweep, cache)
 
 
 def host(limit_bytes: int) -> Budget:
@@ -89,10 +122,10 @@ def test_a_fixed_part_of_activations_does_not_make_sweeps_small() -> None:
 def test_no_sweep_is_tried_that_could_take_more_than_there_is() -> None:
     tried: list[int] = []
 
-    def probe(num_tokens: int, num_seqs: int, context: int) -> int:
+    def probe(num_tokens: int, num_seqs: int) -> ActivationPeak:
         assert num_seqs <= num_tokens
         tried.append(num_tokens * MIB)
-        return tried[-1]
+        return peak(tried[-1])
 
     plan(host(200 * MIB), FULL, probe=probe)
     assert max(tried) <= 200 * MIB
@@ -120,28 +153,31 @@ def test_models_without_a_limit_get_one() -> None:
     assert plan(host(64 * GIB), STATE, probe=linear(1000), max_positions=None).max_model_len == 32_768
 
 
-def test_the_probe_is_asked_about_the_context_that_rows_will_have() -> None:
-    contexts: list[int] = []
+def test_a_context_is_shortened_rather_than_that_its_attention_takes_more_than_a_third() -> None:
+    found = plan(host(900 * MIB), FULL, probe=lambda num_tokens, num_seqs: peak(MIB, 100 * KIB))
+    assert found.max_model_len == pytest.approx(299 * MIB / (100 * KIB), rel=0.01)
+    assert found.max_num_batched_tokens == 1024
 
-    def probe(num_tokens: int, num_seqs: int, context: int) -> int:
-        contexts.append(context)
-        return 1000
 
-    found = plan(host(30 * MIB), FULL, probe=probe)
-    assert found.max_model_len <= min(contexts)
+def test_sweeps_are_small_rather_than_that_the_context_is_shorter_than_is_useful() -> None:
+    def probe(num_tokens: int, num_seqs: int) -> ActivationPeak:
+        return peak(num_tokens * MIB // 10, 10 * KIB)
+
+    found = plan(host(150 * MIB), FULL, probe=probe)
+    assert found.max_model_len >= 2048
+    assert 200 < found.max_num_batched_tokens <= 300
+
+
+def test_streamed_sweeps_have_more_tokens_which_wait_for_their_turn() -> None:
+    found = plan(host(4 * GIB), FULL, probe=linear(1000), is_streamed=True)
+    assert found.max_num_batched_tokens == STREAMED_BATCHED_TOKENS
+    assert found.micro_batch_tokens == 1024
+    assert plan(host(4 * MIB), FULL, probe=linear(1000), is_streamed=True).max_num_batched_tokens < 1024
 
 
 def test_what_a_probe_leaves_behind_is_not_given_to_the_cache() -> None:
     budget = host(100 * MIB)
-    found = plan_memory(
-        table=table(FULL),
-        budget=budget,
-        dtype_bytes=4,
-        block_tokens=32,
-        options=EngineOptions(model="m"),
-        probe=linear(1000),
-        settle=lambda: budget.settle("libraries", 40 * MIB),
-    )
+    found = plan(budget, FULL, probe=linear(1000), settle=lambda: budget.settle("libraries", 40 * MIB))
     assert found.kv_bytes < 60 * MIB
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from headrace.attention.grouped import GroupedAttention
-from headrace.executor.probe import ActivationProbe
+from headrace.executor.probe import WEIGHT_POINTS, ActivationProbe
 from tests.parity.harness import tiny_engine_model
 
 
 def probe(name: str) -> ActivationProbe:
+    model = tiny_engine_model(name)
     return ActivationProbe(
-        model=tiny_engine_model(name),
+        model=model,
+        points=[point for point in model.table.points() if point.kind in WEIGHT_POINTS],
         attention=GroupedAttention(),
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -23,10 +25,10 @@ def probe(name: str) -> ActivationProbe:
 @pytest.mark.parametrize("name", ["opt", "llama", "qwen3_next", "mamba2"])
 def test_sweeps_of_more_tokens_than_the_model_has_positions_are_measured(name: str) -> None:
     with torch.inference_mode():
-        assert probe(name).peak_bytes(300, 4, 1000) > 0
+        assert probe(name).measure(300, 4).at(1000) > 0
 
 
-def test_larger_sweeps_and_longer_contexts_take_more() -> None:
+def test_longer_contexts_take_more() -> None:
     with torch.inference_mode():
-        small, large = probe("llama").peak_bytes(16, 4, 100), probe("llama").peak_bytes(16, 4, 100_000)
-    assert large > small + 4 * 90_000
+        peak = probe("llama").measure(16, 4)
+    assert peak.at(100_000) > peak.at(100) + 4 * 90_000
