@@ -31,14 +31,7 @@ from headrace.units import MIB, format_bytes
 _FORMAT = 1
 """Raised when the same sources would give other bytes."""
 _SPARE_BYTES = 64 * MIB
-_DTYPE_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-}
+_DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 
 
 def groups_to_copy(weights: WeightMap) -> list[Group]:
@@ -162,8 +155,8 @@ def _require_space(folder: Path, num_bytes: int) -> None:
         raise _cannot_write(folder, error) from error
     if free < num_bytes + _SPARE_BYTES:
         raise DiskSpaceError(
-            f"{folder}: {format_bytes(free)} is free; {format_bytes(num_bytes + _SPARE_BYTES)} is needed for weights in "
-            "their running form; name another disk with --disk FOLDER, or keep the checkpoint's own --dtype"
+            f"{folder}: {format_bytes(free)} is free; {format_bytes(num_bytes + _SPARE_BYTES)} is needed for "
+            "weights in their running form; name another disk with --disk FOLDER, or keep the checkpoint's own --dtype"
         )
 
 

@@ -47,7 +47,7 @@ def linear(bytes_per_token: int, fixed: int = 0) -> Probe:
     return lambda num_tokens, num_seqs: peak(fixed + num_tokens * bytes_per_token)
 
 
-def peak(sweep_bytes: int, bytes_per_position: float = 1e-3) -> ActivationPeak:
+def peak(sweep_bytes: int, bytes_per_position: float = 1e-9) -> ActivationPeak:
     return ActivationPeak(sweep_bytes=sweep_bytes, bytes_per_position=bytes_per_position)
 
 

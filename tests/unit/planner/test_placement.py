@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -40,5 +41,5 @@ def test_resident_parts_are_spread_evenly(num_parts: int) -> None:
     for count in range(num_parts + 1):
         chosen = sorted(spread(num_parts, count))
         assert len(chosen) == count
-        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(chosen)]
         assert not gaps or max(gaps) - min(gaps) <= 1
