@@ -24,8 +24,12 @@ from headrace.schedule.steps import Point
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
 
-NUM_SLOTS = 3
-"""One that computes, and two on their way: a reader always has the next one to begin."""
+_LEAST_SLOTS = 2
+"""One that computes, and one on its way."""
+_MOST_SLOTS = 4
+"""More would even out what takes unequally long, but hardly anything is left to be evened out."""
+_SLOTS_SHARE = 1 / 4
+"""Of what is free; slots beyond the least take no more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,12 +91,13 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, b
     reader = DiskReader()
     try:
         budget.charge("weights", weights.group_bytes("rest"))
-        budget.charge("staging", NUM_SLOTS * slot_bytes + STAGING_BYTES)
+        num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
+        budget.charge("staging", num_slots * slot_bytes + STAGING_BYTES)
         places = ParameterPlaces(model, weights)
         with WeightLoader(model, weights, places=places) as loader:
             loader.load("rest")
         keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
-        stream = WeightStream(images, places=places, reader=reader, num_slots=NUM_SLOTS)
+        stream = WeightStream(images, places=places, reader=reader, num_slots=num_slots)
     except BaseException:
         reader.close()
         raise
@@ -109,7 +114,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, b
 def least_stream_bytes(weights: WeightMap) -> int:
     """Returns what `open_stream` will charge."""
     slot_bytes = max(layer_image("", weights.in_group(index)).num_bytes for index in range(weights.num_layers))
-    return weights.group_bytes("rest") + NUM_SLOTS * slot_bytes + STAGING_BYTES
+    return weights.group_bytes("rest") + _LEAST_SLOTS * slot_bytes + STAGING_BYTES
 
 
 def keep_what_fits(
