@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -20,6 +21,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 from hypothesis import settings
+
+_CACHE = tempfile.TemporaryDirectory(prefix="headrace-tests-")
+os.environ["HEADRACE_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_SEED = 2

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 97
 HIDDEN_SIZE = 64
@@ -173,3 +174,10 @@ def save_tiny(
     model = make_tiny_model(name, seed, dtype=dtype)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     return model
+
+
+def write_tokenizer(directory: Path, vocab_size: int) -> None:
+    """Saves a tokenizer of as many words, `w0 w1 ...`, beside a model."""
+    words = {f"w{index}": index for index in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.engine.weights import PlacedModel, open_stream
 from headrace.errors import SweepError
 from headrace.models.layer_table import layer_table
 from headrace.models.skeleton import build_skeleton
-from headrace.models.weight_copies import with_copies
 from headrace.models.weight_map import build_weight_map
 from headrace.schedule.steps import Point, serial_steps
 from headrace.storage.budget import Budget
+from headrace.storage.folders import DiskTier
 from tests.parity.harness import (
     Rig,
     Row,
@@ -28,6 +29,7 @@ from tests.parity.harness import (
     crowded_rows,
     distinct_rows,
     executor_of,
+    generate_alone,
     generated,
     make_rig,
     sharing_rows,
@@ -51,10 +53,17 @@ SHAPES = {
 @contextmanager
 def streamed(name: str, folder: Path, kept: str) -> Iterator[PlacedModel]:
     save_tiny(name, folder / "model")
+    with opened(folder, kept) as placed:
+        yield placed
+
+
+@contextmanager
+def opened(folder: Path, kept: str) -> Iterator[PlacedModel]:
+    """Streams the model in `folder`/model."""
     model = build_skeleton(folder / "model", torch.float32)
-    weights = with_copies(model, build_weight_map(model, Checkpoint.open(folder / "model")), folder / "copies")
+    weights = build_weight_map(model, Checkpoint.open(folder / "model"))
     budget = Budget(tier="host", limit_bytes=1 << 40, option="--memory")
-    placed = open_stream(model, layer_table(model.config), weights, budget)
+    placed = open_stream(model, layer_table(model.config), weights, budget, DiskTier(folder=folder / "copies"))
     try:
         assert placed.stream is not None
         placed.stream.keep(KEPT[kept](list(placed.images)))
@@ -91,6 +100,22 @@ def test_tokens_do_not_depend_on_where_weights_are(name: str, rows: str, shape: 
     chosen = replace(SHAPES[shape], scarce=rows == "crowded")
     with streamed(name, tmp_path, kept) as placed:
         assert_same_tokens(name, rig_of(placed, chosen), ROWS[rows](every=1))
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_head_larger_than_a_layer_comes_in_parts(is_tied: bool, kept: str, tmp_path: Path) -> None:
+    config = LlamaConfig(**{**TINY_CONFIGS["llama"], "vocab_size": 3001, "tie_word_embeddings": is_tied})
+    torch.manual_seed(0)
+    reference = LlamaForCausalLM(config).eval()
+    for parameter in reference.parameters():
+        parameter.data.mul_(8)
+    reference.save_pretrained(tmp_path / "model")
+    rows = distinct_rows()
+    with opened(tmp_path, kept) as placed:
+        assert len([point for point in placed.points if point.kind == "head"]) == 7
+        rig = rig_of(placed, SHAPES["many micro-batches"])
+        assert rig.run(rows) == [generate_alone(reference, row.prompt, row.num_new) for row in rows]
 
 
 def test_a_read_error_fails_the_sweep_and_the_next_one_goes_on(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, CUDA where there is one)")
     group.add_argument("--memory", type=_size, metavar="SIZE", help="memory for the whole process, like 6GiB")
+    group.add_argument(
+        "--disk",
+        metavar="FOLDER[:SIZE]",
+        help="for copies of weights (default: $HEADRACE_CACHE or ~/.cache/headrace)",
+    )
     group.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="memory to use of the GPU, like 14GiB")
     group.add_argument(
         "--load-format",
@@ -97,6 +102,7 @@ def open_model(args: argparse.Namespace) -> LLM:
         device=args.device,
         memory=args.memory,
         gpu_memory=args.gpu_memory,
+        disk=args.disk,
         load_format=args.load_format,
         max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,

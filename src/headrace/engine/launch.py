@@ -41,6 +41,7 @@ from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
 from headrace.storage.device_memory import default_limit_bytes
+from headrace.storage.folders import parse_disk
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
     keep_freed_memory,
@@ -232,28 +233,26 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
-    if device_budget is host:
-        if used + weights.num_bytes + smallest > host.limit_bytes:
-            needed = least_stream_bytes(weights)
+    streams = device_budget is host and used + weights.num_bytes + smallest > host.limit_bytes
+    try:
+        if streams:
             host.require(
-                f"Python with torch, a part of {format_bytes(weights.num_bytes)} of weights, and the smallest KV cache "
-                "and sweep",
-                used + needed + smallest,
+                f"Python with torch, the least part of {format_bytes(weights.num_bytes)} of weights that must be in "
+                "memory at a time, and the smallest KV cache and sweep",
+                used + least_stream_bytes(weights) + smallest,
             )
-            host.charge("Python, torch and tokenizer", used)
-            return open_stream(model, table, weights, host)
-    else:
-        host.require("Python with torch", used + LIBRARY_BYTES)
-        try:
+        elif device_budget is not host:
+            host.require("Python with torch", used + LIBRARY_BYTES)
             device_budget.require(
                 f"{format_bytes(weights.num_bytes)} of weights and the smallest KV cache and sweep",
                 weights.num_bytes + smallest,
             )
-        except BudgetError as error:
-            raise BudgetError(
-                f"the model does not fit: {error}. (Nothing was loaded. This version keeps all weights on a GPU, or "
-                "streams them with --device cpu.)"
-            ) from None
+    except BudgetError as error:
+        here = "" if device_budget is host else " This version streams weights with --device cpu only."
+        raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
+    if streams:
+        host.charge("Python, torch and tokenizer", used)
+        return open_stream(model, table, weights, host, parse_disk(options.disk))
     host.charge("Python, torch and tokenizer", used)
     device_budget.charge("weights", weights.num_bytes)
     return load_resident(model, table, weights, device)

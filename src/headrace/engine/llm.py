@@ -39,6 +39,7 @@ class LLM:
         device: str = "auto",
         memory: str | int | None = None,
         gpu_memory: str | int | None = None,
+        disk: str | Path | None = None,
         load_format: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -56,8 +57,11 @@ class LLM:
             dtype: of weights, KV and arithmetic: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but
                 float32 on a CPU without instructions for it, where memory is ample.
             device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`.
-            memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default.
+            memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A
+                model that is larger is streamed from disk, sweep by sweep.
             gpu_memory: the same for the GPU's own memory.
+            disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are; by default
+                `$HEADRACE_CACHE` or `~/.cache/headrace`.
             load_format: `auto`, or `dummy` for random weights from a configuration alone.
             max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
             max_num_seqs: rows that run at a time.
@@ -78,6 +82,7 @@ class LLM:
                 device=device,
                 memory_bytes=_size(memory),
                 gpu_memory_bytes=_size(gpu_memory),
+                disk=None if disk is None else str(disk),
                 load_format=load_format,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,

@@ -21,6 +21,7 @@ class EngineOptions:
     device: str = "auto"
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
+    disk: str | None = None
     load_format: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None

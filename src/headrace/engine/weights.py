@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +17,16 @@ from headrace.models.layer_table import LayerTable
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.takeover import EngineModel
 from headrace.models.transformers_api import PreTrainedModel
+from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import ParameterSource, WeightMap
 from headrace.models.weights import WeightLoader, move_buffers
 from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.placement import Demand, Rates, resident_parts
 from headrace.schedule.steps import Point
+from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
+from headrace.storage.folders import DiskTier
 
 _LEAST_SLOTS = 2
 """One that computes, and one on its way."""
@@ -74,13 +78,19 @@ def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap,
     return PlacedModel(model=EngineModel(model, table), weights=ResidentWeights(), points=_points(table, 1), images={})
 
 
-def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, budget: Budget) -> PlacedModel:
+def open_stream(
+    model: PreTrainedModel, table: LayerTable, weights: WeightMap, budget: Budget, disk: DiskTier
+) -> PlacedModel:
     """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
+
+    What cannot be streamed from the checkpoint's own files is copied to `disk` first, unless the copy is there already.
 
     Raises:
         BudgetError: not even that fits.
         CheckpointError: a file is gone.
+        DiskSpaceError: there is no room for the copies.
     """
+    weights = with_copies(model, weights, disk)
     images = {
         Point("layer", index): layer_image(f"layer {index}", weights.in_group(index))
         for index in range(weights.num_layers)
@@ -112,9 +122,10 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, b
 
 
 def least_stream_bytes(weights: WeightMap) -> int:
-    """Returns what `open_stream` will charge."""
-    slot_bytes = max(layer_image("", weights.in_group(index)).num_bytes for index in range(weights.num_layers))
-    return weights.group_bytes("rest") + _LEAST_SLOTS * slot_bytes + STAGING_BYTES
+    """Returns what `open_stream` needs at least, and what making the copies does before."""
+    slot_bytes = max(_image_bytes(weights.in_group(index)) for index in range(weights.num_layers))
+    copying = max((weights.group_bytes(group) for group in groups_to_copy(weights)), default=0)
+    return max(copying, weights.group_bytes("rest") + _LEAST_SLOTS * slot_bytes + STAGING_BYTES)
 
 
 def keep_what_fits(
@@ -146,6 +157,11 @@ def keep_what_fits(
     kept = [points[index] for index in sorted(resident_parts(demand, rates, budget.free_bytes))]
     budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
     placed.stream.keep(kept)
+
+
+def _image_bytes(sources: Sequence[ParameterSource]) -> int:
+    """At most what an image of `sources` takes, before it is known where they will be read from."""
+    return sum(source.num_bytes for source in sources) + 2 * PAGE_BYTES * len(sources)
 
 
 def _points(table: LayerTable, num_head_parts: int) -> tuple[Point, ...]:

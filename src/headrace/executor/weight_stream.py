@@ -75,7 +75,7 @@ class WeightStream:
         self._free = [AlignedBuffer(size) for _ in range(num_slots)]
         self._ahead: deque[_Slot] = deque()
         self._present: dict[Point, _Slot] = {}
-        self._staying: list[AlignedBuffer] = []
+        self._staying: dict[Point, tuple[LayerImage, AlignedBuffer]] = {}
         self._followed: Sequence[Point] = ()
         self._order: list[Point] = []
         self._next = 0
@@ -98,6 +98,8 @@ class WeightStream:
         Raises:
             CheckpointError: its file is gone, damaged, or has changed; another `bring` tries again.
         """
+        if point in self._staying:
+            self._put(*self._staying[point])  # again, since parts of a head take turns in one place
         if point not in self._images:
             return
         if point in self._present:
@@ -134,19 +136,17 @@ class WeightStream:
         for point in points:
             image = self._images[point]
             buffer = AlignedBuffer(image.num_bytes)
-            self._staying.append(buffer)
             self._reader.read(image.what, image.ranges, buffer.bytes).wait()
-            self._put(image, buffer)
-            del self._images[point]
+            self._staying[point] = (self._images.pop(point), buffer)
 
     def close(self) -> None:
         """Gives all memory back; the model has no weights from here on."""
         for point in list(self._present):
             self.drop(point)
         self._restart(None)
-        for buffer in (*self._free, *self._staying):
+        for buffer in (*self._free, *(buffer for _, buffer in self._staying.values())):
             buffer.close()
-        self._free, self._staying = [], []
+        self._free, self._staying = [], {}
 
     def _restart(self, point: Point | None) -> None:
         """Gives up what is on its way or was left by a failed sweep, and begins again at `point`, if there is one."""

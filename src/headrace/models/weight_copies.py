@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import blake2b
@@ -26,11 +25,11 @@ from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
 from headrace.models.weights import WeightLoader
-from headrace.units import MIB, format_bytes
+from headrace.storage.folders import DiskTier
+from headrace.units import format_bytes
 
 _FORMAT = 1
 """Raised when the same sources would give other bytes."""
-_SPARE_BYTES = 64 * MIB
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 
 
@@ -44,7 +43,7 @@ def groups_to_copy(weights: WeightMap) -> list[Group]:
 
 
 def with_copies(
-    model: PreTrainedModel, weights: WeightMap, folder: Path, note: Callable[[str], None] = lambda _: None
+    model: PreTrainedModel, weights: WeightMap, disk: DiskTier, note: Callable[[str], None] = lambda _: None
 ) -> WeightMap:
     """Returns `weights` with copies in the place of what cannot be streamed; makes those that are not there yet.
 
@@ -55,11 +54,12 @@ def with_copies(
         CheckpointError: the checkpoint cannot be read.
     """
     groups = groups_to_copy(weights)
+    folder = disk.folder / "weights"
     files = {group: _file(folder, weights.in_group(group)) for group in groups}
     missing = [group for group in groups if not _is_complete(files[group], weights.in_group(group))]
     if missing:
         num_bytes = sum(weights.group_bytes(group) for group in missing)
-        _require_space(folder, num_bytes)
+        disk.require("a copy of the weights in the form in which they run", num_bytes)
         note(f"writing {format_bytes(num_bytes)} of weights in their running form to {folder}, once")
         with WeightLoader(model, weights) as loader:
             for group in missing:
@@ -145,19 +145,6 @@ def _is_complete(file: Path, sources: Iterable[ParameterSource]) -> bool:
     except CorruptCheckpointError:
         return False
     return found == {source.name: source.shape for source in sources}
-
-
-def _require_space(folder: Path, num_bytes: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    if free < num_bytes + _SPARE_BYTES:
-        raise DiskSpaceError(
-            f"{folder}: {format_bytes(free)} is free; {format_bytes(num_bytes + _SPARE_BYTES)} is needed for "
-            "weights in their running form; name another disk with --disk FOLDER, or keep the checkpoint's own --dtype"
-        )
 
 
 def _cannot_write(folder: Path, error: OSError) -> DiskSpaceError:
