@@ -48,6 +48,7 @@ JSON_PIECES = (
 )
 NUM_WORDS_WITH_SPACE = 160
 VOCABULARY_SIZE = 768
+PROGRESS = "progress.pt"
 
 
 def train_tokenizer(sample: list[Note]) -> PreTrainedTokenizerFast:
@@ -182,12 +183,12 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: 
         torch.optim.AdamW(others, lr=options.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [options.matrix_rate, options.other_rate]
+    first_step = resume(model, optimizers, options.checkpoints) if options.resume else 1
+    data = batches(tokenizer, seed=options.seed, rows=options.rows)
     started = time.monotonic()
     model.train()
     running = 0.0
-    for step, (tokens, labels) in enumerate(
-        itertools.islice(batches(tokenizer, seed=options.seed, rows=options.rows), options.steps), 1
-    ):
+    for step, (tokens, labels) in enumerate(itertools.islice(data, first_step - 1, options.steps), first_step):
         scale = min(1.0, step / 200, (options.steps - step + 1) / (options.decay_share * options.steps))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
@@ -209,6 +210,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: 
                 print(f"  {split}: {measure(model, tokenizer, split, num_rows=200)[0]:.1%}", flush=True)
             if options.checkpoints:
                 save(model, tokenizer, options.checkpoints)
+                save_progress(model, optimizers, options.checkpoints, step=step)
             model.train()
 
 
@@ -246,6 +248,23 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Pa
     tokenizer.save_pretrained(target)
 
 
+def save_progress(
+    model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], folder: Path, *, step: int
+) -> None:
+    """Write what `--resume` needs beside the checkpoint: float32 weights, momentum, the step."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"step": step, "model": model.state_dict(), "optimizers": states}, folder / PROGRESS)
+
+
+def resume(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], folder: Path) -> int:
+    """Take up what `save_progress` wrote; return the next step. The data go on where they were."""
+    progress = torch.load(folder / PROGRESS)
+    model.load_state_dict(progress["model"])
+    for optimizer, state in zip(optimizers, progress["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return int(progress["step"]) + 1
+
+
 def main() -> None:
     """Train, save, and print the accuracies of what was saved."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -264,7 +283,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--check-every", type=int, default=1500, help="measure 200 rows every so many steps")
     parser.add_argument("--checkpoints", type=Path, help="also save at every check, here")
+    parser.add_argument("--resume", action="store_true", help="go on from what --checkpoints holds")
     options = parser.parse_args()
+    if options.resume and not options.checkpoints:
+        parser.error("--resume needs --checkpoints FOLDER, where the training to resume was saved")
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
