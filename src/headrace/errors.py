@@ -5,6 +5,7 @@
     │   ├── OptionError            a value or a combination of options that cannot be
     │   ├── PlatformError          an operating system or device that is not there
     │   ├── BudgetError            the memory that was given does not hold what was asked
+    │   ├── DiskSpaceError         a folder that is full or cannot be written
     │   ├── UnsupportedModelError  an architecture that cannot be run exactly
     │   └── CheckpointError        files that are missing, damaged or not for this model
     │       ├── CheckpointNotFoundError
