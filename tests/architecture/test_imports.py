@@ -15,6 +15,7 @@ from tests.architecture.rooms import PACKAGE, ROOMS, TOP, imported_modules, modu
 WITH_TORCH = {
     "headrace.jobs.runner",
     "headrace.kv_cache.pools",
+    "headrace.kv_cache.slab",
     "headrace.planner.calibration",
     "headrace.planner.inspection",
 }

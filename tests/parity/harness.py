@@ -151,7 +151,6 @@ def make_rig(
         pools=pools,
         attention=shape.attention(),
         device=device,
-        waits=shape.waits,
     )
     points = [point for point in table.points() if point.kind in shape.waits]
     executor = Executor(model=model, points=points, contexts=contexts, schedule=shape.schedule)

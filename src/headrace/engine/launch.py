@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
+from headrace.engine.division import KVOnDisk, divide, move_kv_to_disk
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
     LIBRARY_BYTES,
@@ -21,12 +23,12 @@ from headrace.engine.memory import (
     smallest_bytes,
 )
 from headrace.engine.options import EngineOptions
-from headrace.engine.weights import PlacedModel, keep_what_fits, least_stream_bytes, load_resident, open_stream
+from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
-from headrace.executor.probe import WEIGHT_POINTS, ActivationProbe
+from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
@@ -125,8 +127,18 @@ def _start(
             settle=lambda: _settle(host),
             is_streamed=placed.stream is not None,
         )
-        if placed.stream is not None:
-            keep_what_fits(placed, table, weights, budget, sweep, BLOCK_TOKENS, dtype)
+        disk = parse_disk(options.disk)
+        kv_on_disk = divide(
+            placed,
+            table=table,
+            weights=weights,
+            budget=budget,
+            options=options,
+            sweep=sweep,
+            block_tokens=BLOCK_TOKENS,
+            dtype=dtype,
+            disk=disk,
+        )
         cache = plan_cache(
             table=table,
             budget=budget,
@@ -134,22 +146,25 @@ def _start(
             block_tokens=BLOCK_TOKENS,
             options=options,
             sweep=sweep,
+            elsewhere=kv_on_disk.layers,
+            elsewhere_bytes=kv_on_disk.num_bytes,
         )
-        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, device)
+        if kv_on_disk.layers:
+            move_kv_to_disk(placed, kv_on_disk, cache, BLOCK_TOKENS, dtype, disk)
+        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, device, kv_on_disk.layers)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
         pools=pools,
         attention=attention,
         device=device,
-        waits=WEIGHT_POINTS,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, host, tokenizer, path)
+    engine = _assemble(options, placed, contexts, sweep, cache, kv_on_disk, host, tokenizer, path)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
         model_name=options.model,
-        description=_describe(options, table, weights, device, dtype, placed, sweep, cache, budget)
+        description=_describe(options, weights, device, dtype, placed, sweep, cache, kv_on_disk, budget)
         + slow_dtype_note(dtype, device)
         + _ignored_note(engine.defaults),
         host=host,
@@ -164,6 +179,7 @@ def _assemble(
     contexts: ContextBuilder,
     sweep: SweepPlan,
     plan: CachePlan,
+    kv_on_disk: KVOnDisk,
     host: Budget,
     tokenizer: Tokenizer | WithoutTokenizer,
     path: Path,
@@ -179,10 +195,14 @@ def _assemble(
         max_num_batched_tokens=sweep.max_num_batched_tokens,
         max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
+        max_micro_batch_blocks=kv_on_disk.slab_blocks if kv_on_disk.layers else sys.maxsize,
+    )
+    executor = Executor(
+        model=placed.model, points=placed.points, contexts=contexts, weights=placed.weights, kv=placed.kv
     )
     return Engine(
         scheduler=Scheduler(cache, limits),
-        executor=Executor(model=placed.model, points=placed.points, contexts=contexts, weights=placed.weights),
+        executor=executor,
         governor=Governor(budget=host),
         tokenizer=tokenizer,
         defaults=read_generation_defaults(path, tokenizer),
@@ -233,7 +253,9 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
-    streams = device_budget is host and used + weights.num_bytes + smallest > host.limit_bytes
+    is_asked_to = options.weights_in_memory is not None and options.weights_in_memory < 1
+    is_too_large = used + weights.num_bytes + smallest > host.limit_bytes
+    streams = device_budget is host and (is_asked_to or is_too_large)
     try:
         if streams:
             host.require(
@@ -266,19 +288,22 @@ def _settle(host: Budget) -> None:
 
 def _describe(
     options: EngineOptions,
-    table: LayerTable,
     weights: WeightMap,
     device: torch.device,
     dtype: torch.dtype,
     placed: PlacedModel,
     sweep: SweepPlan,
     cache: CachePlan,
+    kv_on_disk: KVOnDisk,
     budget: Budget,
 ) -> str:
+    table = placed.model.table
     streamed = f" ({format_bytes(placed.streamed_bytes)} of them read in every sweep)" if placed.streamed_bytes else ""
+    num_below, num_layers = len(kv_on_disk.layers), len(table.layers)
+    below = f" (that of {num_below} of {num_layers} layers on disk)" if num_below else ""
     return (
         f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {device}; "
-        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}, "
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}{below}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )

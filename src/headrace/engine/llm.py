@@ -47,6 +47,9 @@ class LLM:
         num_micro_batches: int = 1,
         seed: int = 0,
         enable_prefix_caching: bool = True,
+        typical_row_tokens: int | None = None,
+        weights_in_memory: float | None = None,
+        kv_in_memory: float | None = None,
         chat_template: str | Path | None = None,
     ) -> None:
         """Loads the model.
@@ -69,6 +72,10 @@ class LLM:
             num_micro_batches: parts in which a sweep runs; more than one changes no token and needs less memory.
             seed: from which requests without a seed get theirs.
             enable_prefix_caching: share the KV of equal beginnings.
+            typical_row_tokens: what a row has at the end, prompt and answer, for the division of memory; no limit.
+            weights_in_memory: the share of the weights, from 0 to 1, that shall stay in memory; by default the one that
+                makes most rows advance per second.
+            kv_in_memory: the same for the KV of attention layers; the rest lies on disk.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
 
         Raises:
@@ -90,6 +97,9 @@ class LLM:
                 num_micro_batches=num_micro_batches,
                 seed=seed,
                 enable_prefix_caching=enable_prefix_caching,
+                typical_row_tokens=typical_row_tokens,
+                weights_in_memory=weights_in_memory,
+                kv_in_memory=kv_in_memory,
                 chat_template=chat_template,
             )
         )

@@ -130,22 +130,38 @@ def plan_cache(
     block_tokens: int,
     options: EngineOptions,
     sweep: SweepPlan,
+    elsewhere: frozenset[int] = frozenset(),
+    elsewhere_bytes: int = 0,
 ) -> CachePlan:
     """Gives the KV cache what is left.
+
+    Args:
+        elsewhere: layers whose KV takes no memory, but up to `elsewhere_bytes` in another place.
 
     Raises:
         BudgetError: that is too little for a row of the shortest useful context.
     """
     needed_context = _needed_context(table, options)
-    planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens)
+    planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, elsewhere)
     budget.require(f"the KV of a row of {needed_context} tokens", planner.bytes_for(1, needed_context))
     context = planner.longest_sequence(budget.free_bytes, sweep.context_tokens)
+    typical = options.typical_row_tokens or TYPICAL_TOKENS
     num_blocks = planner.split(
         budget.free_bytes,
         max_sequences=sweep.max_num_seqs,
-        typical_tokens=min(context, TYPICAL_TOKENS),
+        typical_tokens=min(context, typical),
         max_tokens=context,
     )
+    if elsewhere:
+        there = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, _others(table, elsewhere))
+        context = there.longest_sequence(elsewhere_bytes, context)
+        most = there.split(
+            elsewhere_bytes,
+            max_sequences=sweep.max_num_seqs,
+            typical_tokens=min(context, typical),
+            max_tokens=context,
+        )
+        num_blocks = [min(pair) for pair in zip(num_blocks, most, strict=True)]
     kv_bytes = sum(count * demand.block_bytes for count, demand in zip(num_blocks, planner.demands, strict=True))
     budget.charge("KV cache", kv_bytes)
     return CachePlan(max_model_len=context, num_blocks=tuple(num_blocks), kv_bytes=kv_bytes)
@@ -161,11 +177,23 @@ def _waiting_bytes(table: LayerTable, dtype_bytes: int) -> int:
     return (_WAITING_NUMBERS * dtype_bytes + 4) * table.hidden_size
 
 
-def _planner(table: LayerTable, dtype_bytes: int, block_tokens: int, sweep_tokens: int) -> PoolPlanner:
-    demands = [
-        GroupDemand(group=group, block_bytes=table.block_bytes(group, block_tokens, dtype_bytes) + BOOKKEEPING_BYTES)
-        for group in table.groups
-    ]
+def _others(table: LayerTable, layers: frozenset[int]) -> frozenset[int]:
+    return frozenset(range(len(table.layers))) - layers
+
+
+def _planner(
+    table: LayerTable,
+    dtype_bytes: int,
+    block_tokens: int,
+    sweep_tokens: int,
+    elsewhere: frozenset[int] = frozenset(),
+) -> PoolPlanner:
+    """Returns a planner of what blocks take in all layers but those in `elsewhere`."""
+    demands = []
+    for group in table.groups:
+        share = 1 - len(elsewhere.intersection(group.layers)) / len(group.layers)
+        num_bytes = round(share * table.block_bytes(group, block_tokens, dtype_bytes))
+        demands.append(GroupDemand(group=group, block_bytes=num_bytes + BOOKKEEPING_BYTES))
     return PoolPlanner(demands=demands, block_tokens=block_tokens, sweep_tokens=sweep_tokens)
 
 

@@ -29,14 +29,27 @@ class EngineOptions:
     num_micro_batches: int = 1
     seed: int = 0
     enable_prefix_caching: bool = True
+    typical_row_tokens: int | None = None
+    weights_in_memory: float | None = None
+    kv_in_memory: float | None = None
     chat_template: Path | str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_micro_batches"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "num_micro_batches",
+            "typical_row_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; expected at least 1")
+        for name in ("weights_in_memory", "kv_in_memory"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise OptionError(f"{name} is {share}; expected a share from 0 to 1")
         if self.max_model_len == 1:
             raise OptionError("max_model_len is 1; expected at least 2: one token of prompt and one of answer")
 

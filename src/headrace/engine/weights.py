@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from headrace.checkpoint.reader import RangeReader
-from headrace.engine.memory import TYPICAL_TOKENS, SweepPlan, row_bytes
+from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
 from headrace.executor.weight_stream import ResidentWeights, Weights, WeightStream
 from headrace.models.disk_embedding import keep_embedding_on_disk
@@ -20,8 +20,6 @@ from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import ParameterSource, WeightMap
 from headrace.models.weights import WeightLoader, move_buffers
-from headrace.planner.calibration import measure_matrix_rate
-from headrace.planner.placement import Demand, Rates, resident_parts
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.budget import Budget
@@ -43,7 +41,8 @@ class PlacedModel:
     Attributes:
         points: where its micro-batches wait for weights, in order.
         stream: what brings the weights that do not stay; None where all do.
-        streamed: the parts of the model that a sweep reads, in order, and where.
+        images: the parts of the model that may be streamed, in order.
+        kv: what brings the KV that is not in the pools.
     """
 
     model: EngineModel
@@ -52,6 +51,7 @@ class PlacedModel:
     stream: WeightStream | None = None
     reader: DiskReader | None = None
     images: dict[Point, LayerImage]
+    kv: KVElsewhere = field(default_factory=NoKVElsewhere)
 
     @property
     def streamed_bytes(self) -> int:
@@ -59,7 +59,8 @@ class PlacedModel:
         return 0 if self.stream is None else self.stream.bytes_per_sweep
 
     def close(self) -> None:
-        """Ends the stream's threads and gives its memory back; a second call does nothing."""
+        """Ends all threads and gives the memory of streams back; a second call does nothing."""
+        self.kv.close()
         if self.stream is not None and self.reader is not None:
             self.stream.close()
             self.reader.close()
@@ -126,37 +127,6 @@ def least_stream_bytes(weights: WeightMap) -> int:
     slot_bytes = max(_image_bytes(weights.in_group(index)) for index in range(weights.num_layers))
     copying = max((weights.group_bytes(group) for group in groups_to_copy(weights)), default=0)
     return max(copying, weights.group_bytes("rest") + _LEAST_SLOTS * slot_bytes + STAGING_BYTES)
-
-
-def keep_what_fits(
-    placed: PlacedModel,
-    table: LayerTable,
-    weights: WeightMap,
-    budget: Budget,
-    sweep: SweepPlan,
-    block_tokens: int,
-    dtype: torch.dtype,
-) -> None:
-    """Divides what is left between weights that stay and KV, and loads the former."""
-    assert placed.stream is not None and placed.reader is not None
-    points = list(placed.images)
-    num_numbers = sum(source.num_bytes for source in weights.parameters.values()) // dtype.itemsize
-    typical = min(sweep.context_tokens, TYPICAL_TOKENS)
-    demand = Demand(
-        part_bytes=[placed.images[point].num_bytes for point in points],
-        row_bytes=row_bytes(
-            table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
-        ),
-        max_rows=sweep.max_num_seqs,
-        operations_per_token=2.0 * num_numbers,
-    )
-    rates = Rates(
-        disk=placed.reader.bytes_per_second,
-        matrix=measure_matrix_rate(torch.device("cpu"), dtype),
-    )
-    kept = [points[index] for index in sorted(resident_parts(demand, rates, budget.free_bytes))]
-    budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
-    placed.stream.keep(kept)
 
 
 def _image_bytes(sources: Sequence[ParameterSource]) -> int:

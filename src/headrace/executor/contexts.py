@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +12,33 @@ from headrace.attention.ragged import AttentionBackend, Integers, RaggedLayout
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.pools import KVPools
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
-from headrace.schedule.steps import PointKind
+from headrace.schedule.steps import Point
 from headrace.scheduler.sweep import BlockCopy, Chunk, MicroBatch
+
+
+def ragged_layout(
+    chunks: Sequence[Chunk],
+    group_id: int,
+    block_tokens: int,
+    device: torch.device,
+    translate: Callable[[Integers], Integers] = lambda table: table,
+) -> RaggedLayout:
+    """Returns chunks as one KV group sees them.
+
+    Args:
+        translate: from the block numbers of the chunks' tables to those that the layout shall name.
+    """
+    tables = [chunk.block_tables[group_id] for chunk in chunks]
+    table = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
+    for row, blocks in enumerate(tables):
+        table[row, : len(blocks)] = blocks
+    return RaggedLayout.build(
+        block_tokens=block_tokens,
+        starts=np.array([chunk.start for chunk in chunks], dtype=np.int64),
+        lengths=np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64),
+        block_table=translate(table),
+        device=device,
+    )
 
 
 class ContextBuilder:
@@ -27,7 +52,6 @@ class ContextBuilder:
         pools: KVPools,
         attention: AttentionBackend,
         device: torch.device,
-        waits: frozenset[PointKind],
         skipped_layers: frozenset[int] = frozenset(),
     ) -> None:
         self._groups = groups
@@ -35,15 +59,14 @@ class ContextBuilder:
         self._pools = pools
         self._attention = attention
         self._device = device
-        self._waits = waits
         self._skipped_layers = skipped_layers
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Makes the copies that come before a sweep."""
         self._pools.copy(copies)
 
-    def build(self, micro_batch: MicroBatch) -> MicroBatchContext:
-        """Returns the context of one micro-batch; reads the chunks only."""
+    def build(self, micro_batch: MicroBatch, waits: frozenset[Point]) -> MicroBatchContext:
+        """Returns the context of one micro-batch, which will suspend at `waits`; reads the chunks only."""
         chunks = micro_batch.chunks
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         lengths = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64)
@@ -51,7 +74,7 @@ class ContextBuilder:
         tokens = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
         positions = np.arange(len(tokens)) - np.repeat(ends - lengths - starts, lengths)
         samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
-        layouts = tuple(self._layout(group, chunks, starts, lengths) for group in self._groups)
+        layouts = tuple(self._layout(group, chunks, lengths) for group in self._groups)
         return MicroBatchContext(
             token_ids=self._tensor(tokens)[None],
             positions=self._tensor(positions)[None],
@@ -59,22 +82,14 @@ class ContextBuilder:
             layouts=layouts,
             pools=self._pools,
             attention=self._attention,
-            waits=self._waits,
+            waits=waits,
             skipped_layers=self._skipped_layers,
         )
 
-    def _layout(
-        self, group: KVGroup, chunks: Sequence[Chunk], starts: Integers, lengths: Integers
-    ) -> RaggedLayout | list[StateBatch]:
-        tables = [chunk.block_tables[group.group_id] for chunk in chunks]
+    def _layout(self, group: KVGroup, chunks: Sequence[Chunk], lengths: Integers) -> RaggedLayout | list[StateBatch]:
         if group.kind == "state":
-            return self._state_batches(tables, lengths)
-        table = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
-        for row, blocks in enumerate(tables):
-            table[row, : len(blocks)] = blocks
-        return RaggedLayout.build(
-            block_tokens=self._block_tokens, starts=starts, lengths=lengths, block_table=table, device=self._device
-        )
+            return self._state_batches([chunk.block_tables[group.group_id] for chunk in chunks], lengths)
+        return ragged_layout(chunks, group.group_id, self._block_tokens, self._device)
 
     def _state_batches(self, slots: Sequence[tuple[int, ...]], lengths: Integers) -> list[StateBatch]:
         """Batches chunks of equal length that do, or do not, continue a state; readers come after their writers."""

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from headrace.errors import SweepError
 from headrace.executor.contexts import ContextBuilder
+from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.coroutine import Coroutine
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
-from headrace.schedule.steps import Bring, Drop, Point, Resume, Step, sweep_steps
+from headrace.schedule.steps import Bring, BringKV, Drop, Point, Resume, Step, StoreKV, sweep_steps
 from headrace.scheduler.sweep import Sweep
 
 Sampler = Callable[[Tensor, Sequence[int]], list[SampledToken]]
@@ -32,13 +33,14 @@ class Executor:
     table names, so that every row is as it was.
 
     Attributes:
-        points: where the micro-batches wait, in order; the same kinds as the contexts' `waits`.
+        points: where the micro-batches wait, in order.
     """
 
     model: EngineModel
     points: Sequence[Point]
     contexts: ContextBuilder
     weights: Weights = field(default_factory=ResidentWeights)
+    kv: KVElsewhere = field(default_factory=NoKVElsewhere)
     schedule: Schedule = field(default=sweep_steps)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
@@ -50,26 +52,37 @@ class Executor:
         try:
             with torch.inference_mode():
                 self.contexts.copy_blocks(sweep.copies)
-                contexts = [self.contexts.build(micro_batch) for micro_batch in sweep.micro_batches]
-                logits = self._drive(contexts)
+                waits = frozenset(self.points)
+                contexts = [self.contexts.build(micro_batch, waits) for micro_batch in sweep.micro_batches]
+                steps = list(self.schedule(self.points, len(contexts)))
+                self.kv.begin(sweep, [step for step in steps if isinstance(step, BringKV)])
+                logits = self._drive(contexts, steps)
+                self.kv.end()
                 return _sample(sweep, logits, sampler)
         except Exception as error:
             raise SweepError(f"sweep {sweep.sweep_id} failed: {type(error).__name__}: {error}") from error
 
-    def _drive(self, contexts: Sequence[MicroBatchContext]) -> list[Tensor]:
+    def _drive(self, contexts: Sequence[MicroBatchContext], steps: Sequence[Step]) -> list[Tensor]:
         """Runs the forwards of all micro-batches to their ends, in the order of the schedule."""
         coroutines: list[Coroutine[MicroBatchContext, Tensor]] = []
         try:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
             self.weights.follow(self.points)
-            for step in self.schedule(self.points, len(coroutines)):
+            for step in steps:
                 match step:
                     case Bring(point):
                         self.weights.bring(point)
+                    case BringKV(micro_batch, point):
+                        brought = self.kv.bring(step)
+                        if brought is not None:
+                            contexts[micro_batch].brought[point.layer] = brought
                     case Resume(micro_batch, point):
                         coroutine = coroutines[micro_batch]
                         assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
                         coroutine.resume()
+                    case StoreKV(micro_batch, point):
+                        contexts[micro_batch].brought.pop(point.layer, None)
+                        self.kv.store(micro_batch, point.layer)
                     case Drop(point):
                         self.weights.drop(point)
             return [coroutine.result for coroutine in coroutines]

@@ -13,11 +13,23 @@ from headrace.storage.zero_pages import zero_pages
 
 
 def build_pools(
-    table: LayerTable, num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype, device: torch.device
+    table: LayerTable,
+    num_blocks: Sequence[int],
+    block_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    elsewhere: frozenset[int] = frozenset(),
 ) -> KVPools:
-    """Allocates `num_blocks` blocks (slots, for state groups) for each group of `table`."""
-    group_of = {layer: group.group_id for group in table.groups for layer in group.layers}
-    layers = [(group_of[index], _shape(layer.memory)) for index, layer in enumerate(table.layers)]
+    """Allocates `num_blocks` blocks (slots, for state groups) for each group of `table`.
+
+    Args:
+        elsewhere: layers whose KV is not kept here.
+    """
+    group_of = table.group_of()
+    layers = [
+        (group_of[index], None if index in elsewhere else memory_shape(layer.memory))
+        for index, layer in enumerate(table.layers)
+    ]
     return KVPools(
         layers=layers,
         num_blocks=num_blocks,
@@ -27,7 +39,8 @@ def build_pools(
     )
 
 
-def _shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:
+def memory_shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:
+    """Returns what a layer keeps of each block or sequence."""
     if isinstance(memory, StateSpec):
         return SlotShape(conv_shape=memory.conv_shape, recurrent_shape=memory.recurrent_shape)
     return PageShape(

@@ -120,7 +120,6 @@ class ActivationProbe:
             pools=build_pools(table, sizes, self.block_tokens, self.dtype, self.device),
             attention=self.attention,
             device=self.device,
-            waits=WEIGHT_POINTS,
             skipped_layers=skipped,
         )
         points = [point for point in self.points if point.kind != "layer" or point.layer not in skipped]

@@ -52,7 +52,7 @@ class KVPools:
     def __init__(
         self,
         *,
-        layers: Sequence[tuple[int, PageShape | SlotShape]],
+        layers: Sequence[tuple[int, PageShape | SlotShape | None]],
         num_blocks: Sequence[int],
         block_tokens: int,
         dtype: torch.dtype,
@@ -61,14 +61,17 @@ class KVPools:
         """Allocates everything.
 
         Args:
-            layers: for each layer its group, and what it keeps there.
+            layers: for each layer its group, and what it keeps here, if anything.
             num_blocks: blocks (or slots) of each group.
             dtype: of keys, values and convolution states.
         """
         self.group_of = [group for group, _ in layers]
         self._members: list[list[KVPages | StateSlots]] = [[] for _ in num_blocks]
-        self._layers: list[KVPages | StateSlots] = []
+        self._layers: list[KVPages | StateSlots | None] = []
         for group, shape in layers:
+            if shape is None:
+                self._layers.append(None)
+                continue
             count = num_blocks[group]
             memory: KVPages | StateSlots
             if isinstance(shape, SlotShape):

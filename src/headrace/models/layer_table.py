@@ -116,6 +116,10 @@ class LayerTable:
             return len(group.layers) * memory.num_bytes(dtype_bytes)
         return len(group.layers) * block_tokens * memory.numbers_per_token * dtype_bytes
 
+    def group_of(self) -> dict[int, int]:
+        """The group of each layer."""
+        return {layer: group.group_id for group in self.groups for layer in group.layers}
+
     def kv_bytes(self, num_tokens: int, dtype_bytes: int) -> int:
         """Bytes that one sequence of `num_tokens` keeps: windows end to grow, states never do."""
         total = 0

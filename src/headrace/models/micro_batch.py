@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from headrace.attention.ragged import AttentionBackend, RaggedLayout
+from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.kv_cache.pools import KVPools
 from headrace.models.coroutine import current_context, suspend
-from headrace.schedule.steps import Point, PointKind
+from headrace.schedule.steps import Point
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,8 +36,9 @@ class MicroBatchContext:
         token_ids, positions: (1, T).
         logit_tokens: (R,) packed tokens whose logits are wanted.
         layouts: per KV group: the ragged layout, or the batches of a state group.
-        waits: kinds of points at which this micro-batch really suspends; the others are passed without a stop.
+        waits: points at which this micro-batch really suspends; the others are passed without a stop.
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
+        brought: per layer whose KV lives elsewhere, while it is here: pages, and a layout that names their blocks.
     """
 
     token_ids: Tensor
@@ -46,22 +47,26 @@ class MicroBatchContext:
     layouts: tuple[RaggedLayout | list[StateBatch], ...]
     pools: KVPools
     attention: AttentionBackend
-    waits: frozenset[PointKind]
+    waits: frozenset[Point]
     skipped_layers: frozenset[int] = frozenset()
+    brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
 
     def reach(self, point: Point) -> None:
-        """Waits at `point` where this micro-batch waits at such points."""
-        if point.kind in self.waits:
+        """Waits at `point`, if that is one of `waits`."""
+        if point in self.waits:
             suspend(point)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
         """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""
         self.reach(Point("attention", layer))
-        layout = self.layouts[self.pools.group_of[layer]]
-        assert isinstance(layout, RaggedLayout)
-        pages = self.pools.pages(layer)
+        pages, layout = self.brought.get(layer) or self._kept(layer)
         pages.write(keys, values, layout)
         return self.attention.attend(query, pages, layout, rule)
+
+    def _kept(self, layer: int) -> tuple[KVPages, RaggedLayout]:
+        layout = self.layouts[self.pools.group_of[layer]]
+        assert isinstance(layout, RaggedLayout)
+        return self.pools.pages(layer), layout
 
     def state_batches(self, layer: int) -> list[StateBatch]:
         """Returns the chunks of the micro-batch as a state layer runs them, in order."""

@@ -1,9 +1,12 @@
-"""Which parts of a model stay in memory and which are streamed, when memory holds only some. Free of torch."""
+"""Which weights stay in memory, and whose KV lies on disk, when memory holds only some. Free of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+_LEAST_GAIN = 1.1
+"""KV goes to disk for at least this gain: what it is reckoned from is never quite right, and disks wear."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,40 +28,97 @@ class Demand:
 
     Attributes:
         part_bytes: of every part that may stay or be streamed, in the order of a sweep.
-        row_bytes: KV of one typical row.
+        kv_layer_bytes: KV of one typical row in every layer that may keep it on disk, in the order of a sweep.
+        row_bytes: what one typical row takes in memory wherever its KV is.
         max_rows: that may run at a time.
         operations_per_token: in matrix products.
         tokens_per_row: of a row in a sweep, on average: more than one where prompts come in between.
+        slab_bytes: memory that is taken as soon as any KV lies on disk.
+        written_share: of a row's KV that every sweep writes.
+        disk_bytes: room for KV on disk.
     """
 
     part_bytes: Sequence[int]
+    kv_layer_bytes: Sequence[int]
     row_bytes: int
     max_rows: int
     operations_per_token: float
     tokens_per_row: float = 2.0
+    slab_bytes: int = 0
+    written_share: float = 0.0
+    disk_bytes: int = 0
 
 
-def resident_parts(demand: Demand, rates: Rates, num_bytes: int) -> frozenset[int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """What of each kind shall be in memory, from 0 to 1; None leaves it to `place`."""
+
+    weights: float | None = None
+    kv: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """What lies where.
+
+    Attributes:
+        resident: parts, by their place in `part_bytes`, that stay in memory.
+        kv_on_disk: layers, by their place in `kv_layer_bytes`, whose KV lies on disk.
+    """
+
+    resident: frozenset[int] = frozenset()
+    kv_on_disk: frozenset[int] = frozenset()
+
+
+def place(demand: Demand, rates: Rates, num_bytes: int, shares: Shares | None = None) -> Placement:
     """Divides `num_bytes` between weights that stay and KV so that the most rows advance per second.
 
-    A sweep takes as long as the slower of reading the streamed parts and computing.
-    Every resident byte spares reading; every byte of KV lets more rows share what is read.
+    A sweep takes as long as the slower of moving bytes, weights and KV, and computing. Every resident byte spares
+    reading; every byte for KV lets more rows share what is read; KV on disk does that too, but is moved in every sweep.
+    Where not one row fits, what `shares` asks for is returned all the same, and otherwise nothing stays.
     """
-    all_bytes = sum(demand.part_bytes)
-    best, best_worth = frozenset[int](), (0.0, 0, 0)
-    for count in range(len(demand.part_bytes) + 1):
-        parts = spread(len(demand.part_bytes), count)
-        resident = sum(demand.part_bytes[index] for index in parts)
-        rows = min(demand.max_rows, (num_bytes - resident) // max(1, demand.row_bytes))
-        if rows < 1:
-            break
-        reading = (all_bytes - resident) / rates.disk
-        computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
-        # Of equals the one with more rows, which matrix products like, then the one that leaves the disk to others.
-        worth = (float(f"{rows / max(reading, computing):.4g}"), rows, count)
-        if worth > best_worth:
-            best, best_worth = parts, worth
+    shares = shares or Shares()
+    kv_below = None if shares.kv is None else 1 - shares.kv
+    num_parts, num_kv_layers = len(demand.part_bytes), len(demand.kv_layer_bytes)
+    best = Placement(
+        resident=next(_choices(num_parts, shares.weights)), kv_on_disk=next(_choices(num_kv_layers, kv_below))
+    )
+    best_worth = (0.0, 0, 0)
+    for kv_on_disk in _choices(num_kv_layers, kv_below):
+        for resident in _choices(num_parts, shares.weights):
+            speed, rows = _speed(demand, rates, num_bytes, resident, kv_on_disk)
+            if rows < 1:
+                break
+            gained = speed / (_LEAST_GAIN if kv_on_disk and shares.kv is None else 1)
+            # Of equals the one with more rows, which matrix products like, then the one that leaves the disk to others.
+            worth = (float(f"{gained:.4g}"), rows, len(resident))
+            if worth > best_worth:
+                best, best_worth = Placement(resident=resident, kv_on_disk=kv_on_disk), worth
     return best
+
+
+def _speed(
+    demand: Demand, rates: Rates, num_bytes: int, resident: frozenset[int], kv_on_disk: frozenset[int]
+) -> tuple[float, int]:
+    """Returns rows advanced per second, and how many run at a time."""
+    kept = sum(demand.part_bytes[index] for index in resident)
+    below = sum(demand.kv_layer_bytes[index] for index in kv_on_disk)
+    row_bytes = demand.row_bytes + sum(demand.kv_layer_bytes) - below
+    room = num_bytes - kept - (demand.slab_bytes if kv_on_disk else 0)
+    rows = min(demand.max_rows, room // max(1, row_bytes))
+    if below:
+        rows = min(rows, demand.disk_bytes // below)
+    moved = sum(demand.part_bytes) - kept + rows * below * (1 + demand.written_share)
+    computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
+    return rows / max(moved / rates.disk, computing, 1e-9), rows
+
+
+def _choices(num_parts: int, share: float | None) -> Iterator[frozenset[int]]:
+    """Parts, spread evenly: as many as the share says, or every number of them, fewest first."""
+    if share is None:
+        yield from (spread(num_parts, count) for count in range(num_parts + 1))
+    else:
+        yield spread(num_parts, round(share * num_parts))
 
 
 def spread(num_parts: int, count: int) -> frozenset[int]:

@@ -51,22 +51,37 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class BringKV:
+    """The KV that micro-batch number `micro_batch` reads at `point`, an attention, is needed from here on."""
+
+    micro_batch: int
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class StoreKV:
+    """That KV, with what the micro-batch has added to it, may go home."""
+
+    micro_batch: int
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The weights of `point`'s stage are not used again in this sweep, or not until the next `Bring`."""
 
     point: Point
 
 
-Step = Bring | Resume | Drop
+Step = Bring | BringKV | Resume | StoreKV | Drop
 
 
 def sweep_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[Step]:
     """Yields the steps of a zig-zag sweep: weights are brought once and serve every micro-batch before they go."""
     for stage in stages(points):
         yield Bring(stage[0])
-        for point in stage:
-            for micro_batch in range(num_micro_batches):
-                yield Resume(micro_batch, point)
+        for micro_batch in range(num_micro_batches):
+            yield from _through(stage, micro_batch)
         yield Drop(stage[0])
 
 
@@ -75,9 +90,19 @@ def serial_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[St
     for micro_batch in range(num_micro_batches):
         for stage in stages(points):
             yield Bring(stage[0])
-            for point in stage:
-                yield Resume(micro_batch, point)
+            yield from _through(stage, micro_batch)
             yield Drop(stage[0])
+
+
+def _through(stage: Sequence[Point], micro_batch: int) -> Iterator[Step]:
+    """One micro-batch from end to end of a stage: its queries do not wait for those of others to be made."""
+    for point in stage:
+        if point.kind == "attention":
+            yield BringKV(micro_batch, point)
+            yield Resume(micro_batch, point)
+            yield StoreKV(micro_batch, point)
+        else:
+            yield Resume(micro_batch, point)
 
 
 def stages(points: Sequence[Point]) -> list[tuple[Point, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from itertools import chain
 
@@ -30,6 +31,8 @@ class SweepDraft:
         self._num_left_to_decode = num_set_aside
         self._num_left_to_prefill = limits.max_num_batched_tokens - num_set_aside
         self._micro_batch_tokens = limits.micro_batch_tokens(min(num_wanted, limits.max_num_batched_tokens))
+        self._micro_batch_blocks = limits.max_micro_batch_blocks
+        self._counts_blocks = limits.max_micro_batch_blocks < sys.maxsize
         self._position = num_set_aside
         self._decodes: list[Chunk] = []
         self._prefills: list[Chunk] = []
@@ -67,14 +70,16 @@ class SweepDraft:
     def build(self, sweep_id: int) -> Sweep | None:
         """Returns the sweep; None if nothing was added."""
         micro_batches: list[list[Chunk]] = []
-        room = 0
+        room = room_in_blocks = 0
         for chunk in chain(self._decodes, self._prefills):
             num_tokens = chunk.num_tokens
-            if num_tokens > room:
+            num_blocks = chunk.num_blocks if self._counts_blocks else 0
+            if num_tokens > room or num_blocks > room_in_blocks:
                 micro_batches.append([])
-                room = self._micro_batch_tokens
+                room, room_in_blocks = self._micro_batch_tokens, self._micro_batch_blocks
             micro_batches[-1].append(chunk)
             room -= num_tokens
+            room_in_blocks -= num_blocks
         if not micro_batches:
             return None
         return Sweep(

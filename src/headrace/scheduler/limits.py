@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -15,12 +16,15 @@ class SweepLimits:
         max_micro_batch_tokens: tokens per micro-batch.
         num_micro_batches: micro-batches over which the tokens of a sweep are spread evenly; more of them where
             `max_micro_batch_tokens` asks for it, fewer where there is too little to run.
+        max_micro_batch_blocks: KV blocks that the chunks of a micro-batch name in one group; at least those of the
+            longest sequence.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_micro_batch_tokens: int
     num_micro_batches: int = 1
+    max_micro_batch_blocks: int = sys.maxsize
 
     def __post_init__(self) -> None:
         assert min(self.max_num_seqs, self.max_num_batched_tokens) > 0, f"{self} would never run anything"

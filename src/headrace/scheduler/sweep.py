@@ -46,6 +46,11 @@ class Chunk:
         """Number of tokens this chunk computes."""
         return len(self.token_ids)
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of KV blocks that this chunk names, in the group where it names most."""
+        return max(len(table) - table.count(-1) for table in self.block_tables)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,20 @@ class DiskTier:
     folder: Path
     limit_bytes: int | None = None
 
+    @property
+    def free_bytes(self) -> int:
+        """What may still be written, by the limit and by the disk; 0 where nobody can tell."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free - _SPARE_BYTES
+            limit = sys.maxsize if self.limit_bytes is None else self.limit_bytes - self._used_bytes()
+        except OSError:
+            return 0
+        return max(0, min(free, limit))
+
+    def _used_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
     def require(self, what: str, num_bytes: int) -> None:
         """Checks that `num_bytes` more may be written for `what`, and makes the folder; writes nothing.
 
@@ -29,7 +44,7 @@ class DiskTier:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            used = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+            used = self._used_bytes()
             free = shutil.disk_usage(self.folder).free - _SPARE_BYTES
         except OSError as error:
             raise DiskSpaceError(

@@ -30,9 +30,8 @@ def build(*chunks: Chunk) -> MicroBatchContext:
         pools=pools,
         attention=GroupedAttention(),
         device=torch.device("cpu"),
-        waits=frozenset(),
     )
-    return builder.build(MicroBatch(chunks=chunks))
+    return builder.build(MicroBatch(chunks=chunks), frozenset())
 
 
 def states(context: MicroBatchContext) -> list[tuple[list[list[int]], list[int] | None, list[int]]]:

@@ -1,4 +1,4 @@
-"""What memory cannot hold is streamed so that the most rows advance per second."""
+"""What memory cannot hold is placed so that the most rows advance per second."""
 
 from __future__ import annotations
 
@@ -7,33 +7,59 @@ from itertools import pairwise
 
 import pytest
 
-from headrace.planner.placement import Demand, Rates, resident_parts, spread
+from headrace.planner.placement import Demand, Placement, Rates, Shares, place, spread
 
-LAYERS = Demand(part_bytes=[100] * 10, row_bytes=10, max_rows=1000, operations_per_token=1000)
+LAYERS = Demand(part_bytes=[100] * 10, kv_layer_bytes=[1] * 10, row_bytes=0, max_rows=1000, operations_per_token=1000)
 SLOW_DISK = Rates(disk=10, matrix=1e9)
 SLOW_CPU = Rates(disk=1e6, matrix=1000)
 
 
 def test_everything_stays_where_there_is_room_for_it_and_for_all_rows() -> None:
-    assert resident_parts(LAYERS, SLOW_DISK, 1000 + 1000 * 10) == frozenset(range(10))
+    assert place(LAYERS, SLOW_DISK, 1000 + 1000 * 10).resident == frozenset(range(10))
 
 
 def test_while_reading_takes_longest_memory_goes_to_rows() -> None:
-    assert resident_parts(LAYERS, SLOW_DISK, 500) == frozenset()
+    assert place(LAYERS, SLOW_DISK, 500).resident == frozenset()
 
 
 def test_memory_that_rows_cannot_use_goes_to_weights() -> None:
     few = replace(LAYERS, max_rows=20)
-    assert len(resident_parts(few, SLOW_DISK, 500)) == 3
+    assert len(place(few, SLOW_DISK, 500).resident) == 3
 
 
 def test_where_computing_takes_longest_no_weights_take_the_place_of_rows() -> None:
-    assert resident_parts(LAYERS, SLOW_CPU, 600) == frozenset()
-    assert len(resident_parts(replace(LAYERS, max_rows=20), SLOW_CPU, 600)) == 4
+    assert place(LAYERS, SLOW_CPU, 600).resident == frozenset()
+    assert len(place(replace(LAYERS, max_rows=20), SLOW_CPU, 600).resident) == 4
 
 
 def test_a_row_that_memory_barely_holds_still_runs() -> None:
-    assert resident_parts(LAYERS, SLOW_DISK, 5) == frozenset()
+    assert place(LAYERS, SLOW_DISK, 5).resident == frozenset()
+
+
+WITH_DISK = replace(LAYERS, slab_bytes=50, disk_bytes=10**6, written_share=0.1)
+
+
+def test_kv_goes_to_disk_where_reading_weights_takes_longest() -> None:
+    found = place(WITH_DISK, SLOW_DISK, 500)
+    assert len(found.kv_on_disk) >= 8 and not found.resident
+
+
+def test_kv_stays_in_memory_where_computing_takes_longest() -> None:
+    assert not place(WITH_DISK, SLOW_CPU, 600).kv_on_disk
+
+
+def test_no_more_kv_goes_to_disk_than_there_is_room_for() -> None:
+    assert not place(replace(WITH_DISK, disk_bytes=5), SLOW_DISK, 500).kv_on_disk
+
+
+def test_shares_that_are_asked_for_are_kept() -> None:
+    found = place(WITH_DISK, SLOW_CPU, 10_000, Shares(weights=0.3, kv=0.5))
+    assert (len(found.resident), len(found.kv_on_disk)) == (3, 5)
+    assert place(WITH_DISK, SLOW_CPU, 10_000, Shares(weights=1.0, kv=1.0)) == Placement(resident=frozenset(range(10)))
+
+
+def test_shares_that_memory_cannot_hold_are_returned_for_the_budget_to_refuse() -> None:
+    assert len(place(WITH_DISK, SLOW_CPU, 200, Shares(weights=1.0)).resident) == 10
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 7, 33])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from headrace.schedule.steps import Bring, Drop, Point, Resume, serial_steps, stages, sweep_steps
+from headrace.schedule.steps import Bring, BringKV, Drop, Point, Resume, StoreKV, serial_steps, stages, sweep_steps
 
 EMBEDDING, LAYER, ATTENTION, HEAD = Point("embedding"), Point("layer", 0), Point("attention", 0), Point("head")
 POINTS = [EMBEDDING, LAYER, ATTENTION, HEAD]
@@ -18,9 +18,13 @@ def test_a_sweep_brings_weights_once_for_all_micro_batches() -> None:
         Drop(EMBEDDING),
         Bring(LAYER),
         Resume(0, LAYER),
-        Resume(1, LAYER),
+        BringKV(0, ATTENTION),
         Resume(0, ATTENTION),
+        StoreKV(0, ATTENTION),
+        Resume(1, LAYER),
+        BringKV(1, ATTENTION),
         Resume(1, ATTENTION),
+        StoreKV(1, ATTENTION),
         Drop(LAYER),
         Bring(HEAD),
         Resume(0, HEAD),

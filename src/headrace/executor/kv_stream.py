@@ -1,0 +1,284 @@
+"""KV that lives on disk: brought into a slab before a micro-batch attends over it, stored when that is done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from headrace.attention.ragged import KVPages, RaggedLayout
+from headrace.executor.contexts import ragged_layout
+from headrace.executor.pools import memory_shape
+from headrace.kv_cache.blocks import BlockCopy
+from headrace.kv_cache.local_blocks import Integers, LocalBlocks, number_blocks
+from headrace.kv_cache.pools import PageShape
+from headrace.kv_cache.slab import BlockRecord, Slab
+from headrace.models.layer_table import LayerTable
+from headrace.schedule.steps import BringKV
+from headrace.scheduler.sweep import Sweep
+from headrace.storage.aligned import pages_above
+from headrace.storage.folders import DiskTier
+from headrace.storage.scratch_file import Piece, ScratchFile
+from headrace.storage.throttle import Throttle
+from headrace.storage.transfer import Transfer
+from headrace.units import MIB
+
+NUM_SLABS = 3
+"""One that is attended over, one on its way here, one on its way home."""
+_PIECE_BYTES = 8 * MIB
+_PIECE_BLOCKS = 256
+"""The system takes 1,024 parts of memory in one call."""
+
+
+class KVElsewhere(Protocol):
+    """Makes the KV of layers that do not keep it in the pools present."""
+
+    def begin(self, sweep: Sweep, order: Sequence[BringKV]) -> None:
+        """Makes the sweep's copies of blocks, and learns in which order its KV will be needed."""
+
+    def bring(self, step: BringKV) -> tuple[KVPages, RaggedLayout] | None:
+        """Returns the layer's KV and how the micro-batch sees it; None where the pools have it."""
+
+    def store(self, micro_batch: int, layer: int) -> None:
+        """Begins to send home what the micro-batch has written."""
+
+    def end(self) -> None:
+        """Returns when everything is home. Raises what has failed on the way."""
+
+    def close(self) -> None:
+        """Gives memory and disk back; a second call does nothing."""
+
+
+class NoKVElsewhere:
+    """All KV is in the pools."""
+
+    def begin(self, sweep: Sweep, order: Sequence[BringKV]) -> None:
+        pass
+
+    def bring(self, step: BringKV) -> None:
+        return None
+
+    def store(self, micro_batch: int, layer: int) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerHome:
+    """Where one layer's blocks lie: block n is record n from `offset` on.
+
+    Attributes:
+        group: the layer's KV group.
+    """
+
+    group: int
+    offset: int
+    record: BlockRecord
+
+
+def lay_out(
+    table: LayerTable, layers: Iterable[int], num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype
+) -> dict[int, LayerHome]:
+    """Gives each of `layers`, all of them attention layers, its place in one file."""
+    group_of, homes, offset = table.group_of(), {}, 0
+    for layer in sorted(layers):
+        shape = memory_shape(table.layers[layer].memory)
+        assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
+        record = BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
+        homes[layer] = LayerHome(group=group_of[layer], offset=offset, record=record)
+        offset += pages_above(num_blocks[group_of[layer]] * record.num_bytes)
+    return homes
+
+
+def open_kv_stream(
+    homes: Mapping[int, LayerHome],
+    num_blocks: Sequence[int],
+    *,
+    disk: DiskTier,
+    slab_blocks: int,
+    device: torch.device,
+    throttle: Throttle | None = None,
+) -> KVStream:
+    """Takes room on the disk for all blocks, and memory for the slabs.
+
+    Raises:
+        DiskSpaceError: there is too little room on the disk.
+    """
+    last = homes[max(homes)]
+    file = ScratchFile(
+        disk,
+        what="KV cache",
+        num_bytes=last.offset + num_blocks[last.group] * last.record.num_bytes,
+        is_aligned=all(home.record.is_aligned for home in homes.values()),
+        throttle=throttle,
+    )
+    return KVStream(file, homes, slab_blocks=slab_blocks, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moving:
+    """A slab with the KV of one micro-batch in one layer, on its way here or home."""
+
+    micro_batch: int
+    layer: int
+    slab: Slab
+    transfer: Transfer
+
+
+class KVStream:
+    """Reads ahead in the order of the sweep, as far as there are slabs.
+
+    What a micro-batch of the same sweep has yet to write is read only when it has. A sweep that failed has written
+    nothing that a committed table names, but the unused ends of blocks.
+    """
+
+    def __init__(
+        self, file: ScratchFile, layers: Mapping[int, LayerHome], *, slab_blocks: int, device: torch.device
+    ) -> None:
+        """Takes memory for the slabs; `slab_blocks` is the most that a micro-batch names in one group."""
+        self._file = file
+        self._layers = dict(layers)
+        self._device = device
+        records = {home.record for home in layers.values()}
+        self._slabs = [Slab(slab_blocks, records) for _ in range(NUM_SLABS)]
+        self._block_tokens = next(iter(records)).block_tokens
+        self._free = list(self._slabs)
+        self._ahead: deque[_Moving] = deque()
+        self._going_home: deque[_Moving] = deque()
+        self._present: _Moving | None = None
+        self._order: deque[tuple[int, int]] = deque()
+        self._sweep: Sweep | None = None
+        self._blocks: dict[int, list[LocalBlocks]] = {}
+        self._layouts: dict[tuple[int, int], RaggedLayout] = {}
+
+    def begin(self, sweep: Sweep, order: Sequence[BringKV]) -> None:
+        self._settle()
+        self._sweep = sweep
+        self._order = deque((step.micro_batch, step.point.layer) for step in order if step.point.layer in self._layers)
+        chunks = [micro_batch.chunks for micro_batch in sweep.micro_batches]
+        groups = {home.group for home in self._layers.values()}
+        self._blocks = {group: number_blocks(chunks, group, self._block_tokens) for group in groups}
+        self._layouts = {}
+        self._copy(sweep.copies)
+        self._read_ahead()
+
+    def bring(self, step: BringKV) -> tuple[KVPages, RaggedLayout] | None:
+        key = step.micro_batch, step.point.layer
+        home = self._layers.get(step.point.layer)
+        if home is None:
+            return None
+        while not self._ahead:  # every slab is on its way home
+            self._free_slab()
+            self._read_ahead()
+        moving = self._ahead.popleft()
+        assert (moving.micro_batch, moving.layer) == key, f"{step} is not what comes next in the sweep"
+        self._present = moving
+        moving.transfer.wait()
+        late = self._local(moving).late
+        if len(late):
+            while any(going.layer == moving.layer for going in self._going_home):
+                self._free_slab()
+            self._fetch(moving.layer, moving.micro_batch, moving.slab, late).wait()
+        return moving.slab.pages(home.record), self._layout(step.micro_batch, home.group)
+
+    def store(self, micro_batch: int, layer: int) -> None:
+        if layer not in self._layers:
+            return
+        present, self._present = self._present, None
+        assert present is not None and (present.micro_batch, present.layer) == (micro_batch, layer)
+        home, local = self._layers[layer], self._local(present)
+        pieces = _pieces(home, local.blocks[local.written], local.written, present.slab)
+        transfer = self._file.write(f"KV of layer {layer}", pieces)
+        self._going_home.append(_Moving(micro_batch, layer, present.slab, transfer))
+        self._read_ahead()
+
+    def end(self) -> None:
+        while self._going_home:
+            self._free_slab()
+
+    def close(self) -> None:
+        self._settle()
+        self._file.close()
+        for slab in self._slabs:
+            slab.close()
+
+    def _local(self, moving: _Moving) -> LocalBlocks:
+        return self._blocks[self._layers[moving.layer].group][moving.micro_batch]
+
+    def _layout(self, micro_batch: int, group: int) -> RaggedLayout:
+        """Built once for all layers of the group."""
+        key = micro_batch, group
+        if key not in self._layouts:
+            assert self._sweep is not None
+            chunks, local = self._sweep.micro_batches[micro_batch].chunks, self._blocks[group][micro_batch]
+            self._layouts[key] = ragged_layout(chunks, group, self._block_tokens, self._device, local.translate)
+        return self._layouts[key]
+
+    def _read_ahead(self) -> None:
+        while self._order:
+            while not self._free and self._going_home and self._going_home[0].transfer.is_complete:
+                self._free_slab()
+            if not self._free:
+                return
+            micro_batch, layer = self._order.popleft()
+            slab = self._free.pop()
+            early = self._blocks[self._layers[layer].group][micro_batch].early
+            self._ahead.append(_Moving(micro_batch, layer, slab, self._fetch(layer, micro_batch, slab, early)))
+
+    def _fetch(self, layer: int, micro_batch: int, slab: Slab, numbers: Integers) -> Transfer:
+        home = self._layers[layer]
+        blocks = self._blocks[home.group][micro_batch].blocks
+        return self._file.read(f"KV of layer {layer}", _pieces(home, blocks[numbers], numbers, slab))
+
+    def _free_slab(self) -> None:
+        """Waits for what has been on its way home for longest.
+
+        Raises:
+            DiskSpaceError: it could not be written.
+        """
+        going = self._going_home.popleft()
+        self._free.append(going.slab)
+        going.transfer.wait()
+
+    def _settle(self) -> None:
+        """Ends whatever a failed sweep has left on its way."""
+        for moving in (*self._ahead, *self._going_home):
+            moving.transfer.settle()
+        self._ahead.clear()
+        self._going_home.clear()
+        self._present = None
+        self._free = list(self._slabs)
+
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies whole blocks by way of a slab; what lies behind the copied tokens is not read."""
+        for copy in copies:
+            for home in self._layers.values():
+                if home.group == copy.group:
+                    slab, place = self._free[0], np.zeros(1, dtype=np.int64)
+                    self._file.read("a copy", _pieces(home, place + copy.source, place, slab)).wait()
+                    self._file.write("a copy", _pieces(home, place + copy.target, place, slab)).wait()
+
+
+def _pieces(home: LayerHome, blocks: Integers, places: Integers, slab: Slab) -> list[Piece]:
+    """Pairs blocks at home with places in a slab; what is consecutive in both is one piece."""
+    if not len(blocks):
+        return []
+    num_bytes = home.record.num_bytes
+    most = max(1, min(_PIECE_BLOCKS, _PIECE_BYTES // num_bytes))
+    breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(places) != 1)) + 1
+    pieces = []
+    for first, end in zip([0, *breaks], [*breaks, len(blocks)], strict=True):
+        for start in range(first, end, most):
+            stop = min(end, start + most)
+            views = slab.views(home.record, int(places[start]), int(places[start]) + stop - start)
+            pieces.append(Piece(offset=home.offset + int(blocks[start]) * num_bytes, views=views))
+    return pieces

@@ -1,0 +1,93 @@
+"""Memory that KV which lives elsewhere is brought into: the blocks of one micro-batch in one layer at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from headrace.attention.ragged import KVPages
+from headrace.kv_cache.pools import PageShape
+from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockRecord:
+    """A block of one layer as it lies at home: its keys, then its values."""
+
+    shape: PageShape
+    block_tokens: int
+    dtype: torch.dtype
+
+    @property
+    def key_bytes(self) -> int:
+        """Of one block; page-aligned in nearly all models."""
+        return self.shape.num_kv_heads * self.block_tokens * self.shape.key_width * self.dtype.itemsize
+
+    @property
+    def value_bytes(self) -> int:
+        """Of one block; none where a value is a part of its key."""
+        if self.shape.latent:
+            return 0
+        return self.shape.num_kv_heads * self.block_tokens * self.shape.value_width * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one block."""
+        return self.key_bytes + self.value_bytes
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether keys and values begin and end at page borders wherever the first record does."""
+        return self.key_bytes % PAGE_BYTES == 0 and self.value_bytes % PAGE_BYTES == 0
+
+
+class Slab:
+    """Holds up to `num_blocks` blocks: all their keys first, then all their values."""
+
+    def __init__(self, num_blocks: int, records: set[BlockRecord]) -> None:
+        """Takes memory for the largest of `records`; other layers' fit as well."""
+        self._num_blocks = num_blocks
+        self._buffer = AlignedBuffer(slab_bytes(num_blocks, records))
+        self._pages = {record: self._view(record) for record in records}
+
+    def pages(self, record: BlockRecord) -> KVPages:
+        """Returns the memory as pages of a layer's blocks."""
+        return self._pages[record]
+
+    def views(self, record: BlockRecord, first: int, end: int) -> list[memoryview]:
+        """Returns where the records of blocks `first` to `end` belong, in the order of a record's parts."""
+        keys, values, memory = record.key_bytes, record.value_bytes, self._buffer.bytes
+        if not values:
+            return [memory[first * keys : end * keys]]
+        start = self._values_start(record)
+        parts = []
+        for block in range(first, end):
+            parts.append(memory[block * keys : (block + 1) * keys])
+            parts.append(memory[start + block * values : start + (block + 1) * values])
+        return parts
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._pages.clear()
+        self._buffer.close()
+
+    def _view(self, record: BlockRecord) -> KVPages:
+        shape = record.shape
+        pages = (self._num_blocks, shape.num_kv_heads, record.block_tokens)
+        start = self._values_start(record)
+        return KVPages(
+            keys=self._buffer.tensor(0, (*pages, shape.key_width), record.dtype),
+            values=None if shape.latent else self._buffer.tensor(start, (*pages, shape.value_width), record.dtype),
+            value_width=shape.value_width,
+        )
+
+    def _values_start(self, record: BlockRecord) -> int:
+        return pages_above(self._num_blocks * record.key_bytes)
+
+
+def slab_bytes(num_blocks: int, records: set[BlockRecord]) -> int:
+    """Returns what a slab takes."""
+    return max(
+        pages_above(num_blocks * record.key_bytes) + pages_above(num_blocks * record.value_bytes) for record in records
+    )
