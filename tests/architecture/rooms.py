@@ -32,6 +32,7 @@ ROOMS = (
     "schedule",
     "kernels",
     "demo",
+    "trace",
     "units",
     "errors",
 )

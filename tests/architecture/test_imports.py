@@ -29,6 +29,7 @@ TORCH_FREE_ROOMS = {
     "planner",
     "schedule",
     "scheduler",
+    "trace",
     "units",
 }
 TORCH_FREE_MODULES = {

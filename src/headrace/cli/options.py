@@ -46,6 +46,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=whole_number(1), metavar="N", help="tokens of one sweep")
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template in place of the model's own")
     group.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write what happened when to FILE, for https://ui.perfetto.dev or chrome://tracing",
+    )
+    group.add_argument(
         "--seed", type=int, default=0, help="where sampling starts: the same seed, the same answers (default: 0)"
     )
 
@@ -108,6 +113,7 @@ def open_model(args: argparse.Namespace) -> LLM:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         chat_template=args.chat_template,
+        trace=args.trace,
         seed=args.seed,
     )
 

@@ -22,6 +22,7 @@ from headrace.planner.placement import Demand, Rates, Shares, place
 from headrace.schedule.steps import Point
 from headrace.storage.budget import Budget
 from headrace.storage.folders import DiskTier
+from headrace.trace import Trace
 
 _SLAB_SHARE = 1 / 16
 """Of what is free, for each slab: fewer, larger micro-batches wait for KV less often."""
@@ -94,7 +95,13 @@ def divide(
 
 
 def move_kv_to_disk(
-    placed: PlacedModel, kv: KVOnDisk, cache: CachePlan, block_tokens: int, dtype: torch.dtype, disk: DiskTier
+    placed: PlacedModel,
+    kv: KVOnDisk,
+    cache: CachePlan,
+    block_tokens: int,
+    dtype: torch.dtype,
+    disk: DiskTier,
+    trace: Trace,
 ) -> None:
     """Takes the room on disk, and makes micro-batches wait at the attention of the layers whose KV lies there.
 
@@ -104,7 +111,7 @@ def move_kv_to_disk(
     table = placed.model.table
     homes = lay_out(table, kv.layers, cache.num_blocks, block_tokens, dtype)
     placed.kv = open_kv_stream(
-        homes, cache.num_blocks, disk=disk, slab_blocks=kv.slab_blocks, device=torch.device("cpu")
+        homes, cache.num_blocks, disk=disk, slab_blocks=kv.slab_blocks, device=torch.device("cpu"), trace=trace
     )
     placed.points = tuple(
         point

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ from headrace.storage.process_memory import (
     release_freed_memory,
     resident_bytes,
 )
+from headrace.trace import NoTrace, Trace, TraceFile
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
@@ -65,7 +67,7 @@ class Launched:
     description: str
     host: Budget
     device: Budget
-    close: Callable[[], None]
+    close: Callable[[], None] = lambda: None
 
 
 def launch(options: EngineOptions) -> Launched:
@@ -82,12 +84,12 @@ def launch(options: EngineOptions) -> Launched:
     host, device_budget = _open_budgets(options, device)
     model, weights, dtype = _describe_weights(options, path, device, device_budget)
     table = layer_table(model.config)
-    placed = _place_model(options, model, table, weights, dtype, host, device_budget, device)
-    try:
-        return _start(options, path, placed, table, weights, dtype, device, tokenizer, host, device_budget)
-    except BaseException:
-        placed.close()
-        raise
+    with ExitStack() as opened:
+        trace: Trace = NoTrace() if options.trace is None else opened.enter_context(TraceFile(Path(options.trace)))
+        placed = _place_model(options, model, table, weights, dtype, host, device_budget, device, trace)
+        opened.callback(placed.close)
+        launched = _start(options, path, placed, table, weights, dtype, device, tokenizer, host, device_budget, trace)
+        return replace(launched, close=opened.pop_all().close)
 
 
 def _start(
@@ -101,6 +103,7 @@ def _start(
     tokenizer: Tokenizer | WithoutTokenizer,
     host: Budget,
     budget: Budget,
+    trace: Trace,
 ) -> Launched:
     """Divides what the weights leave of the budget, and puts the engine together."""
     attention = GroupedAttention()
@@ -150,7 +153,7 @@ def _start(
             elsewhere_bytes=kv_on_disk.num_bytes,
         )
         if kv_on_disk.layers:
-            move_kv_to_disk(placed, kv_on_disk, cache, BLOCK_TOKENS, dtype, disk)
+            move_kv_to_disk(placed, kv_on_disk, cache, BLOCK_TOKENS, dtype, disk, trace)
         pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, device, kv_on_disk.layers)
     contexts = ContextBuilder(
         groups=table.groups,
@@ -159,7 +162,7 @@ def _start(
         attention=attention,
         device=device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, kv_on_disk, host, tokenizer, path)
+    engine = _assemble(options, placed, contexts, sweep, cache, kv_on_disk, host, tokenizer, path, trace)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -169,7 +172,6 @@ def _start(
         + _ignored_note(engine.defaults),
         host=host,
         device=budget,
-        close=placed.close,
     )
 
 
@@ -183,6 +185,7 @@ def _assemble(
     host: Budget,
     tokenizer: Tokenizer | WithoutTokenizer,
     path: Path,
+    trace: Trace,
 ) -> Engine:
     cache = KVCacheManager(
         placed.model.table.groups,
@@ -198,7 +201,12 @@ def _assemble(
         max_micro_batch_blocks=kv_on_disk.slab_blocks if kv_on_disk.layers else sys.maxsize,
     )
     executor = Executor(
-        model=placed.model, points=placed.points, contexts=contexts, weights=placed.weights, kv=placed.kv
+        model=placed.model,
+        points=placed.points,
+        contexts=contexts,
+        weights=placed.weights,
+        kv=placed.kv,
+        trace=trace,
     )
     return Engine(
         scheduler=Scheduler(cache, limits),
@@ -249,6 +257,7 @@ def _place_model(
     host: Budget,
     device_budget: Budget,
     device: torch.device,
+    trace: Trace,
 ) -> PlacedModel:
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     used = resident_bytes()
@@ -274,7 +283,7 @@ def _place_model(
         raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
     if streams:
         host.charge("Python, torch and tokenizer", used)
-        return open_stream(model, table, weights, host, parse_disk(options.disk))
+        return open_stream(model, table, weights, host, parse_disk(options.disk), trace)
     host.charge("Python, torch and tokenizer", used)
     device_budget.charge("weights", weights.num_bytes)
     return load_resident(model, table, weights, device)

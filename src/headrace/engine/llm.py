@@ -51,6 +51,7 @@ class LLM:
         weights_in_memory: float | None = None,
         kv_in_memory: float | None = None,
         chat_template: str | Path | None = None,
+        trace: str | Path | None = None,
     ) -> None:
         """Loads the model.
 
@@ -77,6 +78,7 @@ class LLM:
                 makes most rows advance per second.
             kv_in_memory: the same for the KV of attention layers; the rest lies on disk.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
+            trace: file to write what happened when to, for Perfetto or chrome://tracing.
 
         Raises:
             UsageError: the model, an option or the memory is not right; the message says what to do.
@@ -101,6 +103,7 @@ class LLM:
                 weights_in_memory=weights_in_memory,
                 kv_in_memory=kv_in_memory,
                 chat_template=chat_template,
+                trace=trace,
             )
         )
         self._engine: Engine | None = launched.engine

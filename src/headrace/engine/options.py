@@ -33,6 +33,7 @@ class EngineOptions:
     weights_in_memory: float | None = None
     kv_in_memory: float | None = None
     chat_template: Path | str | None = None
+    trace: Path | str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))

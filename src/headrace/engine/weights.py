@@ -25,6 +25,7 @@ from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
 from headrace.storage.folders import DiskTier
+from headrace.trace import Trace
 
 _LEAST_SLOTS = 2
 """One that computes, and one on its way."""
@@ -80,7 +81,12 @@ def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap,
 
 
 def open_stream(
-    model: PreTrainedModel, table: LayerTable, weights: WeightMap, budget: Budget, disk: DiskTier
+    model: PreTrainedModel,
+    table: LayerTable,
+    weights: WeightMap,
+    budget: Budget,
+    disk: DiskTier,
+    trace: Trace | None = None,
 ) -> PlacedModel:
     """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
 
@@ -99,7 +105,7 @@ def open_stream(
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader = DiskReader()
+    reader = DiskReader(trace=trace)
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))

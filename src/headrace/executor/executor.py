@@ -18,6 +18,7 @@ from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Bring, BringKV, Drop, Point, Resume, Step, StoreKV, sweep_steps
 from headrace.scheduler.sweep import Sweep
+from headrace.trace import NoTrace, Trace
 
 Sampler = Callable[[Tensor, Sequence[int]], list[SampledToken]]
 """(logits (R, vocabulary), their R sequences) -> one token each."""
@@ -42,6 +43,7 @@ class Executor:
     weights: Weights = field(default_factory=ResidentWeights)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
     schedule: Schedule = field(default=sweep_steps)
+    trace: Trace = field(default_factory=NoTrace)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         """Returns the token that follows each sampling chunk, by sequence.
@@ -50,7 +52,10 @@ class Executor:
             SweepError: any micro-batch failed, for the reason that the message names.
         """
         try:
-            with torch.inference_mode():
+            with (
+                torch.inference_mode(),
+                self.trace.span("sweeps", "sweep", number=sweep.sweep_id, tokens=sweep.num_tokens),
+            ):
                 self.contexts.copy_blocks(sweep.copies)
                 waits = frozenset(self.points)
                 contexts = [self.contexts.build(micro_batch, waits) for micro_batch in sweep.micro_batches]
@@ -58,7 +63,8 @@ class Executor:
                 self.kv.begin(sweep, [step for step in steps if isinstance(step, BringKV)])
                 logits = self._drive(contexts, steps)
                 self.kv.end()
-                return _sample(sweep, logits, sampler)
+                with self.trace.span("sampling", "sample"):
+                    return _sample(sweep, logits, sampler)
         except Exception as error:
             raise SweepError(f"sweep {sweep.sweep_id} failed: {type(error).__name__}: {error}") from error
 
@@ -69,26 +75,42 @@ class Executor:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
             self.weights.follow(self.points)
             for step in steps:
-                match step:
-                    case Bring(point):
-                        self.weights.bring(point)
-                    case BringKV(micro_batch, point):
-                        brought = self.kv.bring(step)
-                        if brought is not None:
-                            contexts[micro_batch].brought[point.layer] = brought
-                    case Resume(micro_batch, point):
-                        coroutine = coroutines[micro_batch]
-                        assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
-                        coroutine.resume()
-                    case StoreKV(micro_batch, point):
-                        contexts[micro_batch].brought.pop(point.layer, None)
-                        self.kv.store(micro_batch, point.layer)
-                    case Drop(point):
-                        self.weights.drop(point)
+                with self.trace.span(*_label(step)):
+                    self._follow(step, coroutines)
             return [coroutine.result for coroutine in coroutines]
         finally:
             for coroutine in coroutines:
                 coroutine.cancel()
+
+    def _follow(self, step: Step, coroutines: Sequence[Coroutine[MicroBatchContext, Tensor]]) -> None:
+        match step:
+            case Bring(point):
+                self.weights.bring(point)
+            case BringKV(micro_batch, point):
+                brought = self.kv.bring(step)
+                if brought is not None:
+                    coroutines[micro_batch].context.brought[point.layer] = brought
+            case Resume(micro_batch, point):
+                coroutine = coroutines[micro_batch]
+                assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
+                coroutine.resume()
+            case StoreKV(micro_batch, point):
+                coroutines[micro_batch].context.brought.pop(point.layer, None)
+                self.kv.store(micro_batch, point.layer)
+            case Drop(point):
+                self.weights.drop(point)
+
+
+def _label(step: Step) -> tuple[str, str]:
+    """The track of a trace that a step belongs on, and what it is called there."""
+    place = f"{step.point.kind} {step.point.layer}"
+    match step:
+        case Resume(micro_batch):
+            return f"micro-batch {micro_batch}", place
+        case BringKV(micro_batch) | StoreKV(micro_batch):
+            return f"KV of micro-batch {micro_batch}", f"{type(step).__name__} {place}"
+        case Bring() | Drop():
+            return "weights", f"{type(step).__name__} {place}"
 
 
 def _sample(sweep: Sweep, logits: Sequence[Tensor], sampler: Sampler) -> dict[int, SampledToken]:

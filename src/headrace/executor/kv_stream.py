@@ -25,6 +25,7 @@ from headrace.storage.folders import DiskTier
 from headrace.storage.scratch_file import Piece, ScratchFile
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
+from headrace.trace import Trace
 from headrace.units import MIB
 
 NUM_SLABS = 3
@@ -107,6 +108,7 @@ def open_kv_stream(
     slab_blocks: int,
     device: torch.device,
     throttle: Throttle | None = None,
+    trace: Trace | None = None,
 ) -> KVStream:
     """Takes room on the disk for all blocks, and memory for the slabs.
 
@@ -120,6 +122,7 @@ def open_kv_stream(
         num_bytes=last.offset + num_blocks[last.group] * last.record.num_bytes,
         is_aligned=all(home.record.is_aligned for home in homes.values()),
         throttle=throttle,
+        trace=trace,
     )
     return KVStream(file, homes, slab_blocks=slab_blocks, device=device)
 
@@ -197,7 +200,7 @@ class KVStream:
         assert present is not None and (present.micro_batch, present.layer) == (micro_batch, layer)
         home, local = self._layers[layer], self._local(present)
         pieces = _pieces(home, local.blocks[local.written], local.written, present.slab)
-        transfer = self._file.write(f"KV of layer {layer}", pieces)
+        transfer = self._file.write(f"KV of layer {layer}, home", pieces)
         self._going_home.append(_Moving(micro_batch, layer, present.slab, transfer))
         self._read_ahead()
 

@@ -20,6 +20,7 @@ from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above, pages_below
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
+from headrace.trace import NoTrace, Trace
 from headrace.units import MIB
 
 NUM_THREADS = 2
@@ -60,10 +61,16 @@ class DiskReader:
     """
 
     def __init__(
-        self, *, num_threads: int = NUM_THREADS, block_bytes: int = BLOCK_BYTES, throttle: Throttle | None = None
+        self,
+        *,
+        num_threads: int = NUM_THREADS,
+        block_bytes: int = BLOCK_BYTES,
+        throttle: Throttle | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self._block_bytes = block_bytes
         self._throttle = throttle
+        self._trace = trace or NoTrace()
         self._files: dict[Path, _OpenFile] = {}
         self._busy = _BusyTime()
         self._parts: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
@@ -140,11 +147,13 @@ class DiskReader:
 
     def _work(self) -> None:
         # The thread alone uses its staging memory, and a part's bytes of the buffer are written by nobody else.
+        own = threading.current_thread().name
         with AlignedBuffer(self._block_bytes + 2 * PAGE_BYTES) as staging:
             while (part := self._parts.get()) is not None:
                 error: Exception | None = None
                 try:
-                    with self._busy.reading(part.range.num_bytes):
+                    num_bytes = part.range.num_bytes
+                    with self._busy.reading(num_bytes), self._trace.span(own, part.transfer.what, num_bytes=num_bytes):
                         self._read_part(part, staging)
                 except Exception as raised:  # whoever waits for the transfer gets it
                     error = raised

@@ -17,6 +17,7 @@ from headrace.errors import DiskSpaceError
 from headrace.storage.folders import DiskTier
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
+from headrace.trace import NoTrace, Trace
 from headrace.units import format_bytes
 
 NUM_THREADS = 2
@@ -44,7 +45,14 @@ class ScratchFile:
     """
 
     def __init__(
-        self, disk: DiskTier, *, what: str, num_bytes: int, is_aligned: bool, throttle: Throttle | None = None
+        self,
+        disk: DiskTier,
+        *,
+        what: str,
+        num_bytes: int,
+        is_aligned: bool,
+        throttle: Throttle | None = None,
+        trace: Trace | None = None,
     ) -> None:
         """Takes `num_bytes` on the disk.
 
@@ -59,6 +67,7 @@ class ScratchFile:
         disk.require(what, num_bytes)
         self._what, self._folder = what, disk.folder
         self._throttle = throttle
+        self._trace = trace or NoTrace()
         try:
             self._file = tempfile.TemporaryFile(dir=disk.folder, prefix="headrace-", buffering=0)  # noqa: SIM115
             try:
@@ -116,10 +125,13 @@ class ScratchFile:
 
     def _work(self) -> None:
         # Pieces of one transfer touch different bytes; transfers that touch the same are never under way together.
+        own = threading.current_thread().name
         while (work := self._queue.get()) is not None:
             error: Exception | None = None
             try:
-                self._move(work)
+                num_bytes = sum(len(view) for view in work.piece.views)
+                with self._trace.span(own, work.transfer.what, num_bytes=num_bytes):
+                    self._move(work, num_bytes)
             except OSError as raised:
                 error = DiskSpaceError(
                     f"{work.transfer.what}: the file for {self._what} in {self._folder} failed: {raised.strerror}; "
@@ -131,10 +143,10 @@ class ScratchFile:
             work.transfer.finish_part(error)
             del work  # or the memory would be held until the next one comes
 
-    def _move(self, work: _Work) -> None:
+    def _move(self, work: _Work, num_bytes: int) -> None:
         views, offset = list(work.piece.views), work.piece.offset
         if self._throttle is not None:
-            self._throttle.pass_bytes(sum(len(view) for view in views))
+            self._throttle.pass_bytes(num_bytes)
         while views:
             try:
                 count = work.move(self._file.fileno(), views, offset)
