@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from headrace.cli.flexgen import add_flexgen_options, flexgen_options
 from headrace.cli.parsing import whole_number
 from headrace.errors import OptionError, RequestError
 from headrace.units import parse_bytes
@@ -12,6 +13,24 @@ from headrace.units import parse_bytes
 if TYPE_CHECKING:
     from headrace.engine.llm import LLM
     from headrace.sampling.parameters import ResolvedSampling, SamplingParams
+
+
+_MODEL_OPTIONS = (
+    "revision",
+    "dtype",
+    "device",
+    "memory",
+    "gpu_memory",
+    "disk",
+    "load_format",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "chat_template",
+    "trace",
+    "seed",
+)
+"""Arguments of `LLM` that are options of the same name."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +72,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed", type=int, default=0, help="where sampling starts: the same seed, the same answers (default: 0)"
     )
+    add_flexgen_options(parser)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens_default: str) -> None:
@@ -100,22 +120,8 @@ def open_model(args: argparse.Namespace) -> LLM:
     """Returns the model that the options describe, loaded; the caller closes it."""
     from headrace.engine.llm import LLM
 
-    return LLM(
-        args.model,
-        revision=args.revision,
-        dtype=args.dtype,
-        device=args.device,
-        memory=args.memory,
-        gpu_memory=args.gpu_memory,
-        disk=args.disk,
-        load_format=args.load_format,
-        max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        chat_template=args.chat_template,
-        trace=args.trace,
-        seed=args.seed,
-    )
+    given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
+    return LLM(args.model, **{**given, **flexgen_options(args)})
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

@@ -40,6 +40,7 @@ from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenize
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.sampling.parameters import GenerationDefaults
+from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
@@ -206,6 +207,7 @@ def _assemble(
         contexts=contexts,
         weights=placed.weights,
         kv=placed.kv,
+        schedule=sweep_steps if options.overlap else serial_steps,
         trace=trace,
     )
     return Engine(
@@ -263,6 +265,8 @@ def _place_model(
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     is_asked_to = options.weights_in_memory is not None and options.weights_in_memory < 1
+    if device_budget is not host and (is_asked_to or options.kv_in_memory not in (None, 1)):
+        raise OptionError("weights and KV outside of memory need --device cpu in this version; leave the shares out")
     is_too_large = used + weights.num_bytes + smallest > host.limit_bytes
     streams = device_budget is host and (is_asked_to or is_too_large)
     try:

@@ -52,6 +52,7 @@ class LLM:
         kv_in_memory: float | None = None,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
+        overlap: bool = True,
     ) -> None:
         """Loads the model.
 
@@ -78,6 +79,7 @@ class LLM:
                 makes most rows advance per second.
             kv_in_memory: the same for the KV of attention layers; the rest lies on disk.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
+            overlap: whether micro-batches share the weights of a sweep; False is the plain serial schedule, to compare.
             trace: file to write what happened when to, for Perfetto or chrome://tracing.
 
         Raises:
@@ -104,6 +106,7 @@ class LLM:
                 kv_in_memory=kv_in_memory,
                 chat_template=chat_template,
                 trace=trace,
+                overlap=overlap,
             )
         )
         self._engine: Engine | None = launched.engine

@@ -34,6 +34,7 @@ class EngineOptions:
     kv_in_memory: float | None = None
     chat_template: Path | str | None = None
     trace: Path | str | None = None
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))

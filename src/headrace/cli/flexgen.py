@@ -1,0 +1,116 @@
+"""FlexGen's options for where things live and how a sweep is cut, and what they become here.
+
+--percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly
+--offload-dir                       --disk
+--gpu-batch-size, --num-gpu-batches rows of a micro-batch, and micro-batches of a sweep
+--overlap false                     the plain serial schedule, which reads all weights for every micro-batch
+--pin-weight, --cpu-cache-compute   without a GPU true of themselves; with one refused while nothing is streamed to it
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypedDict
+
+from headrace.cli.parsing import whole_number
+from headrace.errors import OptionError
+
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class FlexGenOptions(TypedDict, total=False):
+    """What FlexGen's options become as arguments of `LLM`."""
+
+    weights_in_memory: float
+    kv_in_memory: float
+    disk: str
+    max_num_seqs: int
+    num_micro_batches: int
+    overlap: bool
+
+
+def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
+    """Adds FlexGen's spelling."""
+    group = parser.add_argument_group("FlexGen's spelling")
+    group.add_argument(
+        "--percent",
+        type=int,
+        nargs=6,
+        metavar="N",
+        help="shares of weights on GPU and CPU, KV on GPU and CPU, activations on GPU and CPU; the rest is on disk",
+    )
+    group.add_argument("--offload-dir", metavar="FOLDER", help="the same as --disk")
+    group.add_argument("--gpu-batch-size", type=whole_number(1), metavar="N", help="rows of one micro-batch")
+    group.add_argument("--num-gpu-batches", type=whole_number(1), metavar="N", help="micro-batches of one sweep")
+    group.add_argument("--overlap", type=_yes_or_no, metavar="BOOL", help="false: the plain serial schedule")
+    group.add_argument(
+        "--pin-weight",
+        type=_yes_or_no,
+        metavar="BOOL",
+        help="pinned host memory for weights; without a GPU there is nothing to pin",
+    )
+    group.add_argument(
+        "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU to KV that is not on the GPU"
+    )
+
+
+def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
+    """Returns what the options that were given become.
+
+    Raises:
+        OptionError: a value or a combination cannot be, or is not what this version does.
+    """
+    found: FlexGenOptions = {}
+    if args.percent is not None:
+        found["weights_in_memory"], found["kv_in_memory"] = _shares(args.percent)
+    if args.offload_dir is not None:
+        _refuse_both("--offload-dir", "--disk", args.disk)
+        found["disk"] = args.offload_dir
+    if args.num_gpu_batches is not None:
+        found["num_micro_batches"] = args.num_gpu_batches
+    if args.gpu_batch_size is not None:
+        _refuse_both("--gpu-batch-size", "--max-num-seqs", args.max_num_seqs)
+        found["max_num_seqs"] = args.gpu_batch_size * (args.num_gpu_batches or 1)
+    if args.overlap is not None:
+        found["overlap"] = args.overlap
+    if args.pin_weight is not None and not _runs_on_cpu(args.device):
+        raise OptionError(
+            "--pin-weight: this version keeps the weights of a GPU on the GPU, so there is nothing to pin; leave it out"
+        )
+    if args.cpu_cache_compute and not _runs_on_cpu(args.device):
+        raise OptionError("--cpu-cache-compute: this version keeps the KV of a GPU on the GPU; leave it out")
+    return found
+
+
+def _shares(percent: list[int]) -> tuple[float, float]:
+    """Shares of weights and KV in memory; without a GPU, what is on GPU or CPU is in memory."""
+    pairs = [percent[0:2], percent[2:4], percent[4:6]]
+    for what, pair in zip(("weights", "KV", "activations"), pairs, strict=True):
+        if min(pair) < 0 or sum(pair) > 100:
+            raise OptionError(
+                f"--percent: {what} are {pair[0]} % on GPU and {pair[1]} % on CPU; expected 100 % at most"
+            )
+    weights, kv, activations = (sum(pair) / 100 for pair in pairs)
+    if activations < 1:
+        raise OptionError(
+            f"--percent: {round(100 * (1 - activations))} % of activations on disk; Headrace keeps them in memory, and "
+            "makes sweeps as small as that needs; give 100 % on GPU and CPU together"
+        )
+    return weights, kv
+
+
+def _runs_on_cpu(device: str) -> bool:
+    from headrace.models.choices import choose_device
+
+    return choose_device(device).type == "cpu"
+
+
+def _refuse_both(theirs: str, ours: str, value: object) -> None:
+    if value is not None:
+        raise OptionError(f"{theirs} and {ours} say the same; give one of them")
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    raise argparse.ArgumentTypeError(f"{text!r}; expected true or false")
