@@ -32,6 +32,21 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
+def parse_rate(text: str) -> float:
+    """Returns the bytes per second that `1GB/s`, `500MiB/s` or `250m/s` stands for.
+
+    Raises:
+        OptionError: the text is not a rate.
+    """
+    size, slash, unit = text.rpartition("/")
+    if not slash or unit.strip() != "s":
+        raise OptionError(f"not a rate: {text!r}; expected something like 1GB/s or 500MiB/s")
+    rate = parse_bytes(size)
+    if not rate:
+        raise OptionError(f"not a rate: {text!r}; expected more than nothing")
+    return float(rate)
+
+
 def format_bytes(num_bytes: float) -> str:
     """Returns `num_bytes` as a person reads it: `5.5 GiB`, `12.0 MiB`, `17 B`."""
     size = float(num_bytes)

@@ -16,6 +16,7 @@ WITH_TORCH = {
     "headrace.jobs.runner",
     "headrace.kv_cache.pools",
     "headrace.kv_cache.slab",
+    "headrace.kv_cache.stores",
     "headrace.planner.calibration",
     "headrace.planner.inspection",
 }

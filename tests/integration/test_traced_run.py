@@ -31,7 +31,7 @@ def test_a_streamed_run_shows_reading_waiting_and_computing(tmp_path: Path) -> N
     save_tiny("llama", tmp_path / "model")
     write_tokenizer(tmp_path / "model", 97)
     with LLM(
-        tmp_path / "model", disk=tmp_path, weights_in_memory=0, kv_in_memory=0, trace=tmp_path / "trace.json"
+        tmp_path / "model", disk=tmp_path, weights_on_device=0, kv_on_device=0, trace=tmp_path / "trace.json"
     ) as llm:
         llm.generate([make_prompt(40)], SamplingParams(max_tokens=3, temperature=0))
     found = spans_by_track(tmp_path / "trace.json")

@@ -1,4 +1,4 @@
-"""KV on disk, in all layers or some, with or without streamed weights: the tokens are those of `generate`."""
+"""KV on disk or on the host of a device, in all layers or some: the tokens are those of `generate`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace.executor.kv_stream import lay_out, open_kv_stream
+from headrace.executor.kv_stream import KVStream, lay_out
 from headrace.executor.pools import build_pools
+from headrace.kv_cache.stores import HostStore
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.schedule.steps import serial_steps
 from headrace.storage.folders import DiskTier
+from headrace.storage.scratch_file import ScratchFile
+from headrace.storage.simulated_device import SimulatedDevice, SimulatedLink
 from tests.parity.harness import (
     Rig,
     Row,
@@ -47,12 +50,24 @@ def attention_layers(table: LayerTable) -> list[int]:
 
 
 @contextmanager
-def kv_on_disk(rig: Rig, table: LayerTable, layers: list[int], shape: Shape, folder: Path) -> Iterator[None]:
-    """Moves the KV of `layers` of a rig that has just been made to a file."""
+def kv_elsewhere(
+    rig: Rig, table: LayerTable, layers: list[int], shape: Shape, folder: Path, tier: str = "disk"
+) -> Iterator[None]:
+    """Moves the KV of `layers` of a rig that has just been made to a file, or to the host of a simulated device."""
     num_blocks = [pool.num_blocks for pool in rig.cache.pools]
-    homes = lay_out(table, layers, num_blocks, shape.block_tokens, torch.float32)
     device = torch.device("cpu")
-    stream = open_kv_stream(homes, num_blocks, disk=DiskTier(folder=folder), slab_blocks=max(num_blocks), device=device)
+
+    def on_disk(num_bytes: int, is_aligned: bool) -> ScratchFile:
+        return ScratchFile(DiskTier(folder=folder), what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned)
+
+    link = SimulatedLink(SimulatedDevice(memory_bytes=1 << 30, bytes_per_second=2e10))
+
+    def on_host(num_bytes: int, is_aligned: bool) -> HostStore:
+        return HostStore(link, num_bytes)
+
+    open_store = on_disk if tier == "disk" else on_host
+    homes = lay_out(table, layers, num_blocks, shape.block_tokens, torch.float32, open_store)
+    stream = KVStream(homes, slab_blocks=max(num_blocks), device=device)
     executor = executor_of(rig)
     pools = build_pools(table, num_blocks, shape.block_tokens, torch.float32, device, frozenset(layers))
     executor.contexts.__dict__["_pools"] = pools
@@ -61,6 +76,7 @@ def kv_on_disk(rig: Rig, table: LayerTable, layers: list[int], shape: Shape, fol
         yield
     finally:
         stream.close()
+        link.close()
 
 
 def assert_same_tokens(name: str, rig: Rig, rows: list[Row]) -> None:
@@ -68,22 +84,25 @@ def assert_same_tokens(name: str, rig: Rig, rows: list[Row]) -> None:
     assert rig.run(rows) == expected
 
 
-@pytest.mark.parametrize("rows", ["distinct", "sharing"])
+@pytest.mark.parametrize(("rows", "tier"), [("distinct", "disk"), ("sharing", "host")])
 @pytest.mark.parametrize("name", WITH_ATTENTION)
-def test_kv_on_disk_gives_the_tokens_of_generate(name: str, rows: str, tmp_path: Path) -> None:
+def test_kv_elsewhere_gives_the_tokens_of_generate(name: str, rows: str, tier: str, tmp_path: Path) -> None:
     model, shape = tiny_engine_model(name), SHAPES["many micro-batches"]
     rig = make_rig(model, shape)
-    with kv_on_disk(rig, model.table, attention_layers(model.table), shape, tmp_path):
+    with kv_elsewhere(rig, model.table, attention_layers(model.table), shape, tmp_path, tier):
         assert_same_tokens(name, rig, ROWS[rows](every=1))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tier", ["disk", "host"])
 @pytest.mark.parametrize("elsewhere", ELSEWHERE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", WITH_ATTENTION)
-def test_tokens_do_not_depend_on_where_kv_is(name: str, rows: str, shape: str, elsewhere: str, tmp_path: Path) -> None:
+def test_tokens_do_not_depend_on_where_kv_is(
+    name: str, rows: str, shape: str, elsewhere: str, tier: str, tmp_path: Path
+) -> None:
     model, chosen = tiny_engine_model(name), replace(SHAPES[shape], scarce=rows == "crowded")
     rig = make_rig(model, chosen)
-    with kv_on_disk(rig, model.table, ELSEWHERE[elsewhere](attention_layers(model.table)), chosen, tmp_path):
+    with kv_elsewhere(rig, model.table, ELSEWHERE[elsewhere](attention_layers(model.table)), chosen, tmp_path, tier):
         assert_same_tokens(name, rig, ROWS[rows](every=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.engine.weights import PlacedModel, open_stream
+from headrace.engine.options import EngineOptions
+from headrace.engine.tiers import open_tiers
+from headrace.engine.weights import PlacedModel, hold_on_host, open_stream
 from headrace.errors import SweepError
 from headrace.models.layer_table import layer_table
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
 from headrace.schedule.steps import Point, serial_steps
-from headrace.storage.budget import Budget
-from headrace.storage.folders import DiskTier
 from tests.parity.harness import (
     Rig,
     Row,
@@ -51,25 +51,26 @@ SHAPES = {
 
 
 @contextmanager
-def streamed(name: str, folder: Path, kept: str) -> Iterator[PlacedModel]:
+def streamed(name: str, folder: Path, kept: str, device: str = "cpu") -> Iterator[PlacedModel]:
     save_tiny(name, folder / "model")
-    with opened(folder, kept) as placed:
+    with opened(folder, kept, device) as placed:
         yield placed
 
 
 @contextmanager
-def opened(folder: Path, kept: str) -> Iterator[PlacedModel]:
-    """Streams the model in `folder`/model."""
+def opened(folder: Path, kept: str, device: str = "cpu") -> Iterator[PlacedModel]:
+    """Streams the model in `folder`/model; to a simulated device, half of it from the host and half from disk."""
     model = build_skeleton(folder / "model", torch.float32)
     weights = build_weight_map(model, Checkpoint.open(folder / "model"))
-    budget = Budget(tier="host", limit_bytes=1 << 40, option="--memory")
-    placed = open_stream(model, layer_table(model.config), weights, budget, DiskTier(folder=folder / "copies"))
-    try:
+    options = EngineOptions(model="", device=device, memory_bytes=1 << 40, disk=str(folder / "copies"))
+    with ExitStack() as closing:
+        tiers = open_tiers(options, closing)
+        placed = open_stream(model, layer_table(model.config), weights, tiers)
+        closing.callback(placed.close)
         assert placed.stream is not None
         placed.stream.keep(KEPT[kept](list(placed.images)))
+        hold_on_host(placed, tiers, 0.5, 0)
         yield placed
-    finally:
-        placed.close()
 
 
 def rig_of(placed: PlacedModel, shape: Shape) -> Rig:
@@ -100,6 +101,13 @@ def test_tokens_do_not_depend_on_where_weights_are(name: str, rows: str, shape: 
     chosen = replace(SHAPES[shape], scarce=rows == "crowded")
     with streamed(name, tmp_path, kept) as placed:
         assert_same_tokens(name, rig_of(placed, chosen), ROWS[rows](every=1))
+
+
+@pytest.mark.parametrize("kept", ["nothing", "every other part"])
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_weights_that_come_over_a_link_give_the_same_tokens(name: str, kept: str, tmp_path: Path) -> None:
+    with streamed(name, tmp_path, kept, "simulated:1GiB,20GB/s") as placed:
+        assert_same_tokens(name, rig_of(placed, SHAPES["many micro-batches"]), distinct_rows(every=2))
 
 
 @pytest.mark.parametrize("kept", KEPT)

@@ -21,8 +21,10 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 class FlexGenOptions(TypedDict, total=False):
     """What FlexGen's options become as arguments of `LLM`."""
 
-    weights_in_memory: float
-    kv_in_memory: float
+    weights_on_device: float
+    weights_on_host: float
+    kv_on_device: float
+    kv_on_host: float
     disk: str
     max_num_seqs: int
     num_micro_batches: int
@@ -62,7 +64,7 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     """
     found: FlexGenOptions = {}
     if args.percent is not None:
-        found["weights_in_memory"], found["kv_in_memory"] = _shares(args.percent)
+        found.update(_shares(args.percent, are_one=_runs_on_cpu(args.device)))
     if args.offload_dir is not None:
         _refuse_both("--offload-dir", "--disk", args.disk)
         found["disk"] = args.offload_dir
@@ -82,27 +84,35 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     return found
 
 
-def _shares(percent: list[int]) -> tuple[float, float]:
-    """Shares of weights and KV in memory; without a GPU, what is on GPU or CPU is in memory."""
+def _shares(percent: list[int], *, are_one: bool) -> FlexGenOptions:
+    """Shares of weights and KV on the device and its host; where these are one, what is on either is in memory."""
     pairs = [percent[0:2], percent[2:4], percent[4:6]]
     for what, pair in zip(("weights", "KV", "activations"), pairs, strict=True):
         if min(pair) < 0 or sum(pair) > 100:
             raise OptionError(
                 f"--percent: {what} are {pair[0]} % on GPU and {pair[1]} % on CPU; expected 100 % at most"
             )
-    weights, kv, activations = (sum(pair) / 100 for pair in pairs)
-    if activations < 1:
+    (weights, weights_on_host), (kv, kv_on_host), activations = pairs
+    if sum(activations) < 100:
         raise OptionError(
-            f"--percent: {round(100 * (1 - activations))} % of activations on disk; Headrace keeps them in memory, and "
+            f"--percent: {100 - sum(activations)} % of activations on disk; Headrace keeps them in memory, and "
             "makes sweeps as small as that needs; give 100 % on GPU and CPU together"
         )
-    return weights, kv
+    if are_one:
+        return {"weights_on_device": (weights + weights_on_host) / 100, "kv_on_device": (kv + kv_on_host) / 100}
+    return {
+        "weights_on_device": weights / 100,
+        "weights_on_host": weights_on_host / 100,
+        "kv_on_device": kv / 100,
+        "kv_on_host": kv_on_host / 100,
+    }
 
 
 def _runs_on_cpu(device: str) -> bool:
     from headrace.models.choices import choose_device
+    from headrace.storage.simulated_device import parse_simulated
 
-    return choose_device(device).type == "cpu"
+    return parse_simulated(device) is None and choose_device(device).type == "cpu"
 
 
 def _refuse_both(theirs: str, ours: str, value: object) -> None:

@@ -46,7 +46,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "bfloat16", "float16", "float32"),
         help="type of weights and activations (default: auto, the checkpoint's own; float32 where that is faster)",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, CUDA where there is one)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, or simulated:SIZE,RATE for tests (default: auto, CUDA where there is one)",
+    )
     group.add_argument("--memory", type=_size, metavar="SIZE", help="memory for the whole process, like 6GiB")
     group.add_argument(
         "--disk",

@@ -1,4 +1,4 @@
-"""Divides what activations leave of a budget between weights that stay, KV in memory, and the slabs for KV on disk."""
+"""Divides what activations leave of the budgets between weights that stay, KV, and the slabs for KV that lies below."""
 
 from __future__ import annotations
 
@@ -10,61 +10,68 @@ import torch
 
 from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
 from headrace.engine.options import EngineOptions
-from headrace.engine.weights import PlacedModel
-from headrace.executor.kv_stream import NUM_SLABS, lay_out, open_kv_stream
+from headrace.engine.tiers import Tiers
+from headrace.engine.weights import PlacedModel, hold_on_host
+from headrace.executor.kv_stream import NUM_SLABS, KVStream, LayerHome, lay_out
 from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
-from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
+from headrace.models.layer_table import AttentionSpec
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
-from headrace.planner.placement import Demand, Rates, Shares, place
+from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
-from headrace.storage.budget import Budget
-from headrace.storage.folders import DiskTier
-from headrace.trace import Trace
+from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
 """Of what is free, for each slab: fewer, larger micro-batches wait for KV less often."""
 _KV_DISK_SHARE = 1 / 2
 """Of what the disk has to spare; the rest is left to others."""
+_KV_HOST_SHARE = 1 / 2
+"""Of what the host of a device has free, where KV lies there; the rest is for weights."""
 _MOST_SLAB_BLOCKS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KVOnDisk:
-    """Which KV lies on disk.
+class KVBelow:
+    """Which KV does not lie on the device.
 
     Attributes:
-        layers: attention layers.
+        on_host, on_disk: attention layers.
         slab_blocks: blocks of a group that a micro-batch may name.
-        num_bytes: room on the disk.
+        num_bytes: room for it.
     """
 
-    layers: frozenset[int] = frozenset()
+    on_host: frozenset[int] = frozenset()
+    on_disk: frozenset[int] = frozenset()
     slab_blocks: int = 0
     num_bytes: int = 0
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """All of them."""
+        return self.on_host | self.on_disk
 
 
 def divide(
     placed: PlacedModel,
+    tiers: Tiers,
     *,
-    table: LayerTable,
     weights: WeightMap,
-    budget: Budget,
     options: EngineOptions,
     sweep: SweepPlan,
     block_tokens: int,
     dtype: torch.dtype,
-    disk: DiskTier,
-) -> KVOnDisk:
-    """Loads the weights that stay, and charges them and the slabs; returns which KV lies on disk."""
-    shares = Shares(weights=options.weights_in_memory, kv=options.kv_in_memory)
+) -> KVBelow:
+    """Loads the weights that stay, and charges them and the slabs; returns which KV lies below the device."""
+    shares = Shares(weights=options.weights_on_device, kv=options.kv_on_device)
     if placed.stream is None and shares.kv is None:
-        return KVOnDisk()
+        return KVBelow()
+    table, budget = placed.model.table, tiers.device_budget
     points = list(placed.images)
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
-    records = [_record(table, layer, block_tokens, dtype) for layer in kv_layers]
+    records = [_record(placed, layer, block_tokens, dtype) for layer in kv_layers]
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
     typical = min(sweep.context_tokens, options.typical_row_tokens or TYPICAL_TOKENS)
     blocks = -(-typical // block_tokens)
@@ -72,6 +79,8 @@ def divide(
     all_bytes = row_bytes(
         table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
     )
+    on_host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes))
+    on_disk_bytes = int(_KV_DISK_SHARE * tiers.disk.free_bytes)
     demand = Demand(
         part_bytes=[placed.images[point].num_bytes for point in points],
         kv_layer_bytes=kv_layer_bytes,
@@ -80,49 +89,76 @@ def divide(
         operations_per_token=2.0 * sum(source.num_bytes for source in weights.parameters.values()) / dtype.itemsize,
         slab_bytes=_slabs_bytes(slab_blocks, records),
         written_share=1 / blocks,
-        disk_bytes=int(_KV_DISK_SHARE * disk.free_bytes),
+        room_below_bytes=on_host_bytes + on_disk_bytes,
     )
-    found = place(demand, _rates(placed, dtype), budget.free_bytes, shares)
+    found = place(demand, _rates(placed, tiers, dtype), budget.free_bytes, shares)
     kept = [points[index] for index in sorted(found.resident)]
     if placed.stream is not None:
         budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
         placed.stream.keep(kept)
-    if not found.kv_on_disk:
-        return KVOnDisk()
+    below = [kv_layers[index] for index in sorted(found.kv_below)]
+    num_on_host = 0
+    if below and not tiers.are_one:
+        num_on_host = _num_kv_on_host(options.kv_on_host, len(below), len(kv_layers))
+    if not tiers.are_one:
+        room = tiers.host_budget.free_bytes - (on_host_bytes if num_on_host else 0)
+        hold_on_host(placed, tiers, options.weights_on_host, room)
+    if not below:
+        return KVBelow()
     budget.charge("staging", demand.slab_bytes)
-    layers = frozenset(kv_layers[index] for index in found.kv_on_disk)
-    return KVOnDisk(layers=layers, slab_blocks=slab_blocks, num_bytes=demand.disk_bytes)
+    on_host = frozenset(below[index] for index in spread(len(below), num_on_host))
+    num_on_disk = len(below) - num_on_host
+    room_per_layer = min(
+        on_host_bytes / num_on_host if num_on_host else math.inf,
+        on_disk_bytes / num_on_disk if num_on_disk else math.inf,
+    )
+    return KVBelow(
+        on_host=on_host,
+        on_disk=frozenset(below) - on_host,
+        slab_blocks=slab_blocks,
+        num_bytes=int(len(below) * room_per_layer),
+    )
 
 
-def move_kv_to_disk(
-    placed: PlacedModel,
-    kv: KVOnDisk,
-    cache: CachePlan,
-    block_tokens: int,
-    dtype: torch.dtype,
-    disk: DiskTier,
-    trace: Trace,
+def move_kv_below(
+    placed: PlacedModel, tiers: Tiers, kv: KVBelow, cache: CachePlan, block_tokens: int, dtype: torch.dtype
 ) -> None:
-    """Takes the room on disk, and makes micro-batches wait at the attention of the layers whose KV lies there.
+    """Takes the room below, and makes micro-batches wait at the attention of the layers whose KV lies there.
 
     Raises:
+        BudgetError: the host has too little room.
         DiskSpaceError: the disk has too little room.
     """
-    table = placed.model.table
-    homes = lay_out(table, kv.layers, cache.num_blocks, block_tokens, dtype)
-    placed.kv = open_kv_stream(
-        homes, cache.num_blocks, disk=disk, slab_blocks=kv.slab_blocks, device=torch.device("cpu"), trace=trace
-    )
+
+    def on_host(num_bytes: int, is_aligned: bool) -> KVStore:
+        assert tiers.link is not None, "without a device the host is no tier of its own"
+        tiers.host_budget.charge("KV cache", num_bytes)
+        return HostStore(tiers.link, num_bytes)
+
+    def on_disk(num_bytes: int, is_aligned: bool) -> KVStore:
+        file = ScratchFile(tiers.disk, what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned, trace=tiers.trace)
+        return file if tiers.link is None else FileBehindLink(file)
+
+    homes: dict[int, LayerHome] = {}
+    for layers, open_store in ((kv.on_host, on_host), (kv.on_disk, on_disk)):
+        if layers:
+            homes |= lay_out(placed.model.table, layers, cache.num_blocks, block_tokens, dtype, open_store)
+    placed.kv = KVStream(homes, slab_blocks=kv.slab_blocks, device=tiers.device)
     placed.points = tuple(
         point
         for before in placed.points
         for point in (before, Point("attention", before.layer))
-        if point is before or (before.kind == "layer" and before.layer in kv.layers)
+        if point is before or (before.kind == "layer" and before.layer in homes)
     )
 
 
-def _record(table: LayerTable, layer: int, block_tokens: int, dtype: torch.dtype) -> BlockRecord:
-    shape = memory_shape(table.layers[layer].memory)
+def _num_kv_on_host(share: float | None, num_below: int, num_layers: int) -> int:
+    """How many of the layers whose KV lies below have it on the host: all, unless the share says otherwise."""
+    return num_below if share is None else min(num_below, round(share * num_layers))
+
+
+def _record(placed: PlacedModel, layer: int, block_tokens: int, dtype: torch.dtype) -> BlockRecord:
+    shape = memory_shape(placed.model.table.layers[layer].memory)
     assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
     return BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
 
@@ -137,7 +173,9 @@ def _slabs_bytes(slab_blocks: int, records: Sequence[BlockRecord]) -> int:
     return NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0
 
 
-def _rates(placed: PlacedModel, dtype: torch.dtype) -> Rates:
+def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
     """What was measured while the probe ran, and in a moment now."""
-    disk = placed.reader.bytes_per_second if placed.reader is not None else math.inf
-    return Rates(disk=disk, matrix=measure_matrix_rate(torch.device("cpu"), dtype))
+    below = math.inf if placed.reader is None else placed.reader.bytes_per_second
+    if tiers.link is not None:
+        below = tiers.link.bytes_per_second
+    return Rates(below=below, matrix=measure_matrix_rate(tiers.device, dtype))

@@ -12,7 +12,7 @@ import torch
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
-from headrace.engine.division import KVOnDisk, divide, move_kv_to_disk
+from headrace.engine.division import KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
     LIBRARY_BYTES,
@@ -24,6 +24,7 @@ from headrace.engine.memory import (
     smallest_bytes,
 )
 from headrace.engine.options import EngineOptions
+from headrace.engine.tiers import Tiers, open_tiers
 from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.contexts import ContextBuilder
@@ -31,9 +32,9 @@ from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.choices import choose_device, choose_dtype, dtype_of_config, slow_dtype_note
+from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
-from headrace.models.layer_table import LayerTable, layer_table
+from headrace.models.layer_table import layer_table
 from headrace.models.locate import locate_model
 from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
@@ -44,15 +45,11 @@ from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
-from headrace.storage.device_memory import default_limit_bytes
-from headrace.storage.folders import parse_disk
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
     keep_freed_memory,
-    release_freed_memory,
     resident_bytes,
 )
-from headrace.trace import NoTrace, Trace, TraceFile
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
@@ -79,17 +76,14 @@ def launch(options: EngineOptions) -> Launched:
             weight is read.
     """
     path = locate_model(options.model, options.revision)
-    device = choose_device(options.device)
-    tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
-    keep_freed_memory()
-    host, device_budget = _open_budgets(options, device)
-    model, weights, dtype = _describe_weights(options, path, device, device_budget)
-    table = layer_table(model.config)
     with ExitStack() as opened:
-        trace: Trace = NoTrace() if options.trace is None else opened.enter_context(TraceFile(Path(options.trace)))
-        placed = _place_model(options, model, table, weights, dtype, host, device_budget, device, trace)
+        tiers = open_tiers(options, opened)
+        tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+        keep_freed_memory()
+        model, weights, dtype = _describe_weights(options, path, tiers)
+        placed = _place_model(options, model, weights, dtype, tiers)
         opened.callback(placed.close)
-        launched = _start(options, path, placed, table, weights, dtype, device, tokenizer, host, device_budget, trace)
+        launched = _start(options, path, placed, weights, dtype, tokenizer, tiers)
         return replace(launched, close=opened.pop_all().close)
 
 
@@ -97,21 +91,17 @@ def _start(
     options: EngineOptions,
     path: Path,
     placed: PlacedModel,
-    table: LayerTable,
     weights: WeightMap,
     dtype: torch.dtype,
-    device: torch.device,
     tokenizer: Tokenizer | WithoutTokenizer,
-    host: Budget,
-    budget: Budget,
-    trace: Trace,
+    tiers: Tiers,
 ) -> Launched:
-    """Divides what the weights leave of the budget, and puts the engine together."""
-    attention = GroupedAttention()
+    """Divides what the weights leave of the budgets, and puts the engine together."""
+    attention, table, budget = GroupedAttention(), placed.model.table, tiers.device_budget
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,
-        device=device,
+        device=tiers.device,
         dtype=dtype,
         block_tokens=BLOCK_TOKENS,
         points=placed.points,
@@ -120,7 +110,7 @@ def _start(
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
         probe.measure(SMALLEST_SWEEP_TOKENS, SMALLEST_SWEEP_TOKENS)
-        _settle(host)
+        tiers.settle()
         sweep = plan_sweep(
             table=table,
             budget=budget,
@@ -128,20 +118,11 @@ def _start(
             block_tokens=BLOCK_TOKENS,
             options=options,
             probe=probe.measure,
-            settle=lambda: _settle(host),
+            settle=tiers.settle,
             is_streamed=placed.stream is not None,
         )
-        disk = parse_disk(options.disk)
-        kv_on_disk = divide(
-            placed,
-            table=table,
-            weights=weights,
-            budget=budget,
-            options=options,
-            sweep=sweep,
-            block_tokens=BLOCK_TOKENS,
-            dtype=dtype,
-            disk=disk,
+        below = divide(
+            placed, tiers, weights=weights, options=options, sweep=sweep, block_tokens=BLOCK_TOKENS, dtype=dtype
         )
         cache = plan_cache(
             table=table,
@@ -150,29 +131,29 @@ def _start(
             block_tokens=BLOCK_TOKENS,
             options=options,
             sweep=sweep,
-            elsewhere=kv_on_disk.layers,
-            elsewhere_bytes=kv_on_disk.num_bytes,
+            elsewhere=below.layers,
+            elsewhere_bytes=below.num_bytes,
         )
-        if kv_on_disk.layers:
-            move_kv_to_disk(placed, kv_on_disk, cache, BLOCK_TOKENS, dtype, disk, trace)
-        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, device, kv_on_disk.layers)
+        if below.layers:
+            move_kv_below(placed, tiers, below, cache, BLOCK_TOKENS, dtype)
+        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, tiers.device, below.layers)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
         pools=pools,
         attention=attention,
-        device=device,
+        device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, kv_on_disk, host, tokenizer, path, trace)
+    engine = _assemble(options, placed, contexts, sweep, cache, below, tokenizer, path, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
         model_name=options.model,
-        description=_describe(options, weights, device, dtype, placed, sweep, cache, kv_on_disk, budget)
-        + slow_dtype_note(dtype, device)
+        description=_describe(options, weights, dtype, placed, sweep, cache, below, tiers)
+        + slow_dtype_note(dtype, tiers.device)
         + _ignored_note(engine.defaults),
-        host=host,
-        device=budget,
+        host=tiers.host_budget,
+        device=tiers.device_budget,
     )
 
 
@@ -182,11 +163,10 @@ def _assemble(
     contexts: ContextBuilder,
     sweep: SweepPlan,
     plan: CachePlan,
-    kv_on_disk: KVOnDisk,
-    host: Budget,
+    below: KVBelow,
     tokenizer: Tokenizer | WithoutTokenizer,
     path: Path,
-    trace: Trace,
+    tiers: Tiers,
 ) -> Engine:
     cache = KVCacheManager(
         placed.model.table.groups,
@@ -199,7 +179,7 @@ def _assemble(
         max_num_batched_tokens=sweep.max_num_batched_tokens,
         max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
-        max_micro_batch_blocks=kv_on_disk.slab_blocks if kv_on_disk.layers else sys.maxsize,
+        max_micro_batch_blocks=below.slab_blocks if below.layers else sys.maxsize,
     )
     executor = Executor(
         model=placed.model,
@@ -208,12 +188,12 @@ def _assemble(
         weights=placed.weights,
         kv=placed.kv,
         schedule=sweep_steps if options.overlap else serial_steps,
-        trace=trace,
+        trace=tiers.trace,
     )
     return Engine(
         scheduler=Scheduler(cache, limits),
         executor=executor,
-        governor=Governor(budget=host),
+        governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
         tokenizer=tokenizer,
         defaults=read_generation_defaults(path, tokenizer),
         max_model_len=plan.max_model_len,
@@ -222,20 +202,8 @@ def _assemble(
     )
 
 
-def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget, Budget]:
-    """Returns the budgets of host and device; without an accelerator they are one and the same."""
-    if options.gpu_memory_bytes is not None and device.type == "cpu":
-        raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
-    limit = options.memory_bytes or default_limit_bytes(torch.device("cpu"))
-    host = Budget(tier="host", limit_bytes=limit, option="--memory")
-    if device.type == "cpu":
-        return host, host
-    limit = options.gpu_memory_bytes or default_limit_bytes(device)
-    return host, Budget(tier="device", limit_bytes=limit, option="--gpu-memory")
-
-
 def _describe_weights(
-    options: EngineOptions, path: Path, device: torch.device, budget: Budget
+    options: EngineOptions, path: Path, tiers: Tiers
 ) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
     """Builds the skeleton and finds where its weights come from; reads none."""
     if options.load_format == "dummy":
@@ -245,78 +213,68 @@ def _describe_weights(
         return model, build_random_weight_map(model, options.seed), dtype
     checkpoint = Checkpoint.open(path)
     layer_table(read_model_config(path))  # refuses what cannot be run before it is built
-    dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, device, budget.limit_bytes)
+    dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, tiers.device, tiers.device_budget.limit_bytes)
     model = build_skeleton(path, dtype)
     return model, build_weight_map(model, checkpoint), dtype
 
 
 def _place_model(
-    options: EngineOptions,
-    model: PreTrainedModel,
-    table: LayerTable,
-    weights: WeightMap,
-    dtype: torch.dtype,
-    host: Budget,
-    device_budget: Budget,
-    device: torch.device,
-    trace: Trace,
+    options: EngineOptions, model: PreTrainedModel, weights: WeightMap, dtype: torch.dtype, tiers: Tiers
 ) -> PlacedModel:
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
+    table = layer_table(model.config)
+    host, device = tiers.host_budget, tiers.device_budget
+    is_asked_to = options.weights_on_device is not None and options.weights_on_device < 1
+    if not tiers.can_stream and (is_asked_to or options.kv_on_device not in (None, 1)):
+        raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
-    is_asked_to = options.weights_in_memory is not None and options.weights_in_memory < 1
-    if device_budget is not host and (is_asked_to or options.kv_in_memory not in (None, 1)):
-        raise OptionError("weights and KV outside of memory need --device cpu in this version; leave the shares out")
-    is_too_large = used + weights.num_bytes + smallest > host.limit_bytes
-    streams = device_budget is host and (is_asked_to or is_too_large)
+    base = used if tiers.are_one else 0
+    is_too_large = base + weights.num_bytes + smallest > device.limit_bytes
+    streams = tiers.can_stream and (is_asked_to or is_too_large)
     try:
-        if streams:
-            host.require(
-                f"Python with torch, the least part of {format_bytes(weights.num_bytes)} of weights that must be in "
-                "memory at a time, and the smallest KV cache and sweep",
-                used + least_stream_bytes(weights) + smallest,
-            )
-        elif device_budget is not host:
+        if not tiers.are_one:
             host.require("Python with torch", used + LIBRARY_BYTES)
-            device_budget.require(
+        if streams:
+            device.require(
+                f"{'Python with torch, ' if tiers.are_one else ''}the least part of "
+                f"{format_bytes(weights.num_bytes)} of weights that must be in memory at a time, and the smallest KV "
+                "cache and sweep",
+                base + least_stream_bytes(weights) + smallest,
+            )
+        elif is_too_large:
+            device.require(
                 f"{format_bytes(weights.num_bytes)} of weights and the smallest KV cache and sweep",
-                weights.num_bytes + smallest,
+                base + weights.num_bytes + smallest,
             )
     except BudgetError as error:
-        here = "" if device_budget is host else " This version streams weights with --device cpu only."
+        here = "" if tiers.can_stream else " This version streams weights with --device cpu only."
         raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
-    if streams:
-        host.charge("Python, torch and tokenizer", used)
-        return open_stream(model, table, weights, host, parse_disk(options.disk), trace)
     host.charge("Python, torch and tokenizer", used)
-    device_budget.charge("weights", weights.num_bytes)
-    return load_resident(model, table, weights, device)
-
-
-def _settle(host: Budget) -> None:
-    """Charges what torch and its libraries have brought in since the start and keep."""
-    release_freed_memory()
-    host.settle("libraries", resident_bytes())
+    if streams:
+        return open_stream(model, table, weights, tiers)
+    device.charge("weights", weights.num_bytes)
+    return load_resident(model, table, weights, tiers.device)
 
 
 def _describe(
     options: EngineOptions,
     weights: WeightMap,
-    device: torch.device,
     dtype: torch.dtype,
     placed: PlacedModel,
     sweep: SweepPlan,
     cache: CachePlan,
-    kv_on_disk: KVOnDisk,
-    budget: Budget,
+    below: KVBelow,
+    tiers: Tiers,
 ) -> str:
-    table = placed.model.table
+    table, budget = placed.model.table, tiers.device_budget
     streamed = f" ({format_bytes(placed.streamed_bytes)} of them read in every sweep)" if placed.streamed_bytes else ""
-    num_below, num_layers = len(kv_on_disk.layers), len(table.layers)
-    below = f" (that of {num_below} of {num_layers} layers on disk)" if num_below else ""
+    places = (("host", below.on_host), ("disk", below.on_disk))
+    elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
+    kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
     return (
-        f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {device}; "
-        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}{below}, "
+        f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {tiers}; "
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}{kv}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )

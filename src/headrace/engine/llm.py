@@ -48,8 +48,10 @@ class LLM:
         seed: int = 0,
         enable_prefix_caching: bool = True,
         typical_row_tokens: int | None = None,
-        weights_in_memory: float | None = None,
-        kv_in_memory: float | None = None,
+        weights_on_device: float | None = None,
+        kv_on_device: float | None = None,
+        weights_on_host: float | None = None,
+        kv_on_host: float | None = None,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
         overlap: bool = True,
@@ -61,7 +63,8 @@ class LLM:
             revision: branch, tag or commit of a hub name.
             dtype: of weights, KV and arithmetic: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but
                 float32 on a CPU without instructions for it, where memory is ample.
-            device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`.
+            device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`, or, for tests,
+                `simulated:2GiB,8GB/s`: host memory with a budget and a link of its own.
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A
                 model that is larger is streamed from disk, sweep by sweep.
             gpu_memory: the same for the GPU's own memory.
@@ -75,9 +78,11 @@ class LLM:
             seed: from which requests without a seed get theirs.
             enable_prefix_caching: share the KV of equal beginnings.
             typical_row_tokens: what a row has at the end, prompt and answer, for the division of memory; no limit.
-            weights_in_memory: the share of the weights, from 0 to 1, that shall stay in memory; by default the one that
-                makes most rows advance per second.
-            kv_in_memory: the same for the KV of attention layers; the rest lies on disk.
+            weights_on_device: the share of the weights, from 0 to 1, that shall stay where the computing is, in memory
+                on a CPU; by default the one that makes most rows advance per second.
+            kv_on_device: the same for the KV of attention layers.
+            weights_on_host, kv_on_host: of what is not on a simulated device, the shares in the host's memory; by
+                default what fits. The rest is on disk.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
             overlap: whether micro-batches share the weights of a sweep; False is the plain serial schedule, to compare.
             trace: file to write what happened when to, for Perfetto or chrome://tracing.
@@ -102,8 +107,10 @@ class LLM:
                 seed=seed,
                 enable_prefix_caching=enable_prefix_caching,
                 typical_row_tokens=typical_row_tokens,
-                weights_in_memory=weights_in_memory,
-                kv_in_memory=kv_in_memory,
+                weights_on_device=weights_on_device,
+                kv_on_device=kv_on_device,
+                weights_on_host=weights_on_host,
+                kv_on_host=kv_on_host,
                 chat_template=chat_template,
                 trace=trace,
                 overlap=overlap,

@@ -30,8 +30,10 @@ class EngineOptions:
     seed: int = 0
     enable_prefix_caching: bool = True
     typical_row_tokens: int | None = None
-    weights_in_memory: float | None = None
-    kv_in_memory: float | None = None
+    weights_on_device: float | None = None
+    kv_on_device: float | None = None
+    weights_on_host: float | None = None
+    kv_on_host: float | None = None
     chat_template: Path | str | None = None
     trace: Path | str | None = None
     overlap: bool = True
@@ -48,7 +50,7 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; expected at least 1")
-        for name in ("weights_in_memory", "kv_in_memory"):
+        for name in ("weights_on_device", "kv_on_device", "weights_on_host", "kv_on_host"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
                 raise OptionError(f"{name} is {share}; expected a share from 0 to 1")

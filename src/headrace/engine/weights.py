@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from headrace.checkpoint.reader import RangeReader
+from headrace.engine.tiers import Tiers
+from headrace.executor.image_sources import DiskImages, HostImages, ImageSource
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
 from headrace.executor.weight_stream import ResidentWeights, Weights, WeightStream
@@ -20,12 +22,10 @@ from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import ParameterSource, WeightMap
 from headrace.models.weights import WeightLoader, move_buffers
+from headrace.planner.placement import spread
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import PAGE_BYTES
-from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
-from headrace.storage.folders import DiskTier
-from headrace.trace import Trace
 
 _LEAST_SLOTS = 2
 """One that computes, and one on its way."""
@@ -51,6 +51,7 @@ class PlacedModel:
     points: tuple[Point, ...]
     stream: WeightStream | None = None
     reader: DiskReader | None = None
+    source: ImageSource | None = None
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
 
@@ -80,24 +81,19 @@ def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap,
     return PlacedModel(model=EngineModel(model, table), weights=ResidentWeights(), points=_points(table, 1), images={})
 
 
-def open_stream(
-    model: PreTrainedModel,
-    table: LayerTable,
-    weights: WeightMap,
-    budget: Budget,
-    disk: DiskTier,
-    trace: Trace | None = None,
-) -> PlacedModel:
+def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, tiers: Tiers) -> PlacedModel:
     """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
 
-    What cannot be streamed from the checkpoint's own files is copied to `disk` first, unless the copy is there already.
+    What cannot be streamed from the checkpoint's own files is copied to the disk tier first, unless the copy is there
+    already.
 
     Raises:
         BudgetError: not even that fits.
         CheckpointError: a file is gone.
         DiskSpaceError: there is no room for the copies.
     """
-    weights = with_copies(model, weights, disk)
+    budget = tiers.device_budget
+    weights = with_copies(model, weights, tiers.disk)
     images = {
         Point("layer", index): layer_image(f"layer {index}", weights.in_group(index))
         for index in range(weights.num_layers)
@@ -105,16 +101,21 @@ def open_stream(
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader = DiskReader(trace=trace)
+    reader = DiskReader(trace=tiers.trace)
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
-        budget.charge("staging", num_slots * slot_bytes + STAGING_BYTES)
+        budget.charge("staging", num_slots * slot_bytes)
+        tiers.host_budget.charge("staging", STAGING_BYTES)
         places = ParameterPlaces(model, weights)
         with WeightLoader(model, weights, places=places) as loader:
             loader.load("rest")
         keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
-        stream = WeightStream(images, places=places, reader=reader, num_slots=num_slots)
+        source: ImageSource = DiskImages(reader)
+        if tiers.link is not None:
+            tiers.host_budget.charge("staging", num_slots * slot_bytes)
+            source = HostImages(reader, tiers.link, staging_bytes=slot_bytes)
+        stream = WeightStream(images, places=places, source=source, num_slots=num_slots)
     except BaseException:
         reader.close()
         raise
@@ -124,8 +125,26 @@ def open_stream(
         points=_points(table, len(heads)),
         stream=stream,
         reader=reader,
+        source=source,
         images=images,
     )
+
+
+def hold_on_host(placed: PlacedModel, tiers: Tiers, share: float | None, num_bytes: int) -> None:
+    """Reads streamed weights into the memory of a device's host: the share that is asked for, or what fits.
+
+    Raises:
+        BudgetError: the host does not hold that share.
+    """
+    if placed.stream is None or not isinstance(placed.source, HostImages):
+        return
+    streamed = [(point, image) for point, image in placed.images.items() if placed.stream.streams(point)]
+    count = len(streamed) if share is None else min(len(streamed), round(share * len(placed.images)))
+    held = [streamed[index] for index in sorted(spread(len(streamed), count))]
+    while share is None and sum(image.num_bytes for _, image in held) > num_bytes:
+        held = [streamed[index] for index in sorted(spread(len(streamed), len(held) - 1))]
+    tiers.host_budget.charge("weights", sum(image.num_bytes for _, image in held))
+    placed.source.hold(held)
 
 
 def least_stream_bytes(weights: WeightMap) -> int:

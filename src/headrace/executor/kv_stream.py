@@ -1,9 +1,9 @@
-"""KV that lives on disk: brought into a slab before a micro-batch attends over it, stored when that is done."""
+"""KV that lives below the device: brought into a slab before a micro-batch attends over it, and stored after that."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,15 +17,13 @@ from headrace.kv_cache.blocks import BlockCopy
 from headrace.kv_cache.local_blocks import Integers, LocalBlocks, number_blocks
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, Slab
+from headrace.kv_cache.stores import KVStore
 from headrace.models.layer_table import LayerTable
 from headrace.schedule.steps import BringKV
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.aligned import pages_above
-from headrace.storage.folders import DiskTier
-from headrace.storage.scratch_file import Piece, ScratchFile
-from headrace.storage.throttle import Throttle
+from headrace.storage.scratch_file import Piece
 from headrace.storage.transfer import Transfer
-from headrace.trace import Trace
 from headrace.units import MIB
 
 NUM_SLABS = 3
@@ -81,50 +79,37 @@ class LayerHome:
         group: the layer's KV group.
     """
 
+    store: KVStore
     group: int
     offset: int
     record: BlockRecord
 
 
 def lay_out(
-    table: LayerTable, layers: Iterable[int], num_blocks: Sequence[int], block_tokens: int, dtype: torch.dtype
+    table: LayerTable,
+    layers: Iterable[int],
+    num_blocks: Sequence[int],
+    block_tokens: int,
+    dtype: torch.dtype,
+    open_store: Callable[[int, bool], KVStore],
 ) -> dict[int, LayerHome]:
-    """Gives each of `layers`, all of them attention layers, its place in one file."""
-    group_of, homes, offset = table.group_of(), {}, 0
+    """Gives each of `layers`, all of them attention layers, its place in one store.
+
+    Args:
+        open_store: makes a store of so many bytes; the second argument says whether all pieces will be page-aligned.
+    """
+    group_of, places, end = table.group_of(), [], 0
     for layer in sorted(layers):
         shape = memory_shape(table.layers[layer].memory)
         assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
         record = BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
-        homes[layer] = LayerHome(group=group_of[layer], offset=offset, record=record)
-        offset += pages_above(num_blocks[group_of[layer]] * record.num_bytes)
-    return homes
-
-
-def open_kv_stream(
-    homes: Mapping[int, LayerHome],
-    num_blocks: Sequence[int],
-    *,
-    disk: DiskTier,
-    slab_blocks: int,
-    device: torch.device,
-    throttle: Throttle | None = None,
-    trace: Trace | None = None,
-) -> KVStream:
-    """Takes room on the disk for all blocks, and memory for the slabs.
-
-    Raises:
-        DiskSpaceError: there is too little room on the disk.
-    """
-    last = homes[max(homes)]
-    file = ScratchFile(
-        disk,
-        what="KV cache",
-        num_bytes=last.offset + num_blocks[last.group] * last.record.num_bytes,
-        is_aligned=all(home.record.is_aligned for home in homes.values()),
-        throttle=throttle,
-        trace=trace,
-    )
-    return KVStream(file, homes, slab_blocks=slab_blocks, device=device)
+        places.append((layer, end, record))
+        end += pages_above(num_blocks[group_of[layer]] * record.num_bytes)
+    store = open_store(end, all(record.is_aligned for _, _, record in places))
+    return {
+        layer: LayerHome(store=store, group=group_of[layer], offset=offset, record=record)
+        for layer, offset, record in places
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +129,8 @@ class KVStream:
     nothing that a committed table names, but the unused ends of blocks.
     """
 
-    def __init__(
-        self, file: ScratchFile, layers: Mapping[int, LayerHome], *, slab_blocks: int, device: torch.device
-    ) -> None:
+    def __init__(self, layers: Mapping[int, LayerHome], *, slab_blocks: int, device: torch.device) -> None:
         """Takes memory for the slabs; `slab_blocks` is the most that a micro-batch names in one group."""
-        self._file = file
         self._layers = dict(layers)
         self._device = device
         records = {home.record for home in layers.values()}
@@ -200,7 +182,7 @@ class KVStream:
         assert present is not None and (present.micro_batch, present.layer) == (micro_batch, layer)
         home, local = self._layers[layer], self._local(present)
         pieces = _pieces(home, local.blocks[local.written], local.written, present.slab)
-        transfer = self._file.write(f"KV of layer {layer}, home", pieces)
+        transfer = home.store.write(f"KV of layer {layer}, home", pieces)
         self._going_home.append(_Moving(micro_batch, layer, present.slab, transfer))
         self._read_ahead()
 
@@ -210,7 +192,8 @@ class KVStream:
 
     def close(self) -> None:
         self._settle()
-        self._file.close()
+        for home in self._layers.values():
+            home.store.close()
         for slab in self._slabs:
             slab.close()
 
@@ -240,7 +223,7 @@ class KVStream:
     def _fetch(self, layer: int, micro_batch: int, slab: Slab, numbers: Integers) -> Transfer:
         home = self._layers[layer]
         blocks = self._blocks[home.group][micro_batch].blocks
-        return self._file.read(f"KV of layer {layer}", _pieces(home, blocks[numbers], numbers, slab))
+        return home.store.read(f"KV of layer {layer}", _pieces(home, blocks[numbers], numbers, slab))
 
     def _free_slab(self) -> None:
         """Waits for what has been on its way home for longest.
@@ -267,8 +250,8 @@ class KVStream:
             for home in self._layers.values():
                 if home.group == copy.group:
                     slab, place = self._free[0], np.zeros(1, dtype=np.int64)
-                    self._file.read("a copy", _pieces(home, place + copy.source, place, slab)).wait()
-                    self._file.write("a copy", _pieces(home, place + copy.target, place, slab)).wait()
+                    home.store.read("a copy", _pieces(home, place + copy.source, place, slab)).wait()
+                    home.store.write("a copy", _pieces(home, place + copy.target, place, slab)).wait()
 
 
 def _pieces(home: LayerHome, blocks: Integers, places: Integers, slab: Slab) -> list[Piece]:

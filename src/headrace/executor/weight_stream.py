@@ -9,11 +9,11 @@ from typing import Protocol
 
 import torch
 
+from headrace.executor.image_sources import ImageSource
 from headrace.models.layer_image import LayerImage
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import AlignedBuffer
-from headrace.storage.disk_reader import DiskReader
 from headrace.storage.transfer import Transfer
 
 
@@ -64,13 +64,13 @@ class WeightStream:
         images: Mapping[Point, LayerImage],
         *,
         places: ParameterPlaces,
-        reader: DiskReader,
+        source: ImageSource,
         num_slots: int,
     ) -> None:
         """Takes memory for `num_slots` slots, each for the largest image. Two are needed for reading to overlap."""
         self._images = dict(images)
         self._places = places
-        self._reader = reader
+        self._source = source
         size = max(image.num_bytes for image in images.values())
         self._free = [AlignedBuffer(size) for _ in range(num_slots)]
         self._ahead: deque[_Slot] = deque()
@@ -84,6 +84,10 @@ class WeightStream:
     def bytes_per_sweep(self) -> int:
         """What a sweep reads."""
         return sum(image.read_bytes for image in self._images.values())
+
+    def streams(self, point: Point) -> bool:
+        """Whether the weights of `point` are brought in every sweep."""
+        return point in self._images
 
     def follow(self, points: Sequence[Point]) -> None:
         if points is self._followed:
@@ -136,7 +140,7 @@ class WeightStream:
         for point in points:
             image = self._images[point]
             buffer = AlignedBuffer(image.num_bytes)
-            self._reader.read(image.what, image.ranges, buffer.bytes).wait()
+            self._source.begin(point, image, buffer).wait()
             self._staying[point] = (self._images.pop(point), buffer)
 
     def close(self) -> None:
@@ -147,6 +151,7 @@ class WeightStream:
         for buffer in (*self._free, *(buffer for _, buffer in self._staying.values())):
             buffer.close()
         self._free, self._staying = [], {}
+        self._source.close()
 
     def _restart(self, point: Point | None) -> None:
         """Gives up what is on its way or was left by a failed sweep, and begins again at `point`, if there is one."""
@@ -164,7 +169,7 @@ class WeightStream:
         while self._free and len(self._ahead) + len(self._present) < len(self._order):
             point = self._order[self._next]
             image = self._images[point]
-            transfer = self._reader.read(image.what, image.ranges, self._free[-1].bytes)
+            transfer = self._source.begin(point, image, self._free[-1])
             self._ahead.append(_Slot(self._free.pop(), point, transfer))
             self._next = (self._next + 1) % len(self._order)
 

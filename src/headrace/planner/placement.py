@@ -1,4 +1,7 @@
-"""Which weights stay in memory, and whose KV lies on disk, when memory holds only some. Free of torch."""
+"""Which weights stay on the device, and whose KV does, when its memory holds only some. Free of torch.
+
+Without an accelerator the device is the host's memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _LEAST_GAIN = 1.1
-"""KV goes to disk for at least this gain: what it is reckoned from is never quite right, and disks wear."""
+"""KV goes below for at least this gain: what it is reckoned from is never quite right, and disks wear."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,11 +17,11 @@ class Rates:
     """What this machine was measured to do.
 
     Attributes:
-        disk: bytes per second read from the model's disk.
+        below: bytes per second that come from the tier below: the disk, or the host of a device.
         matrix: operations per second of matrix products of many tokens in the model's dtype.
     """
 
-    disk: float
+    below: float
     matrix: float
 
 
@@ -28,14 +31,14 @@ class Demand:
 
     Attributes:
         part_bytes: of every part that may stay or be streamed, in the order of a sweep.
-        kv_layer_bytes: KV of one typical row in every layer that may keep it on disk, in the order of a sweep.
+        kv_layer_bytes: KV of one typical row in every layer that may keep it elsewhere, in the order of a sweep.
         row_bytes: what one typical row takes in memory wherever its KV is.
         max_rows: that may run at a time.
         operations_per_token: in matrix products.
         tokens_per_row: of a row in a sweep, on average: more than one where prompts come in between.
-        slab_bytes: memory that is taken as soon as any KV lies on disk.
+        slab_bytes: memory that is taken as soon as any KV lies below.
         written_share: of a row's KV that every sweep writes.
-        disk_bytes: room for KV on disk.
+        room_below_bytes: for the KV of those layers.
     """
 
     part_bytes: Sequence[int]
@@ -46,7 +49,7 @@ class Demand:
     tokens_per_row: float = 2.0
     slab_bytes: int = 0
     written_share: float = 0.0
-    disk_bytes: int = 0
+    room_below_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +66,11 @@ class Placement:
 
     Attributes:
         resident: parts, by their place in `part_bytes`, that stay in memory.
-        kv_on_disk: layers, by their place in `kv_layer_bytes`, whose KV lies on disk.
+        kv_below: layers, by their place in `kv_layer_bytes`, whose KV does not.
     """
 
     resident: frozenset[int] = frozenset()
-    kv_on_disk: frozenset[int] = frozenset()
+    kv_below: frozenset[int] = frozenset()
 
 
 def place(demand: Demand, rates: Rates, num_bytes: int, shares: Shares | None = None) -> Placement:
@@ -78,39 +81,39 @@ def place(demand: Demand, rates: Rates, num_bytes: int, shares: Shares | None = 
     Where not one row fits, what `shares` asks for is returned all the same, and otherwise nothing stays.
     """
     shares = shares or Shares()
-    kv_below = None if shares.kv is None else 1 - shares.kv
+    share_below = None if shares.kv is None else 1 - shares.kv
     num_parts, num_kv_layers = len(demand.part_bytes), len(demand.kv_layer_bytes)
     best = Placement(
-        resident=next(_choices(num_parts, shares.weights)), kv_on_disk=next(_choices(num_kv_layers, kv_below))
+        resident=next(_choices(num_parts, shares.weights)), kv_below=next(_choices(num_kv_layers, share_below))
     )
     best_worth = (0.0, 0, 0)
-    for kv_on_disk in _choices(num_kv_layers, kv_below):
+    for kv_below in _choices(num_kv_layers, share_below):
         for resident in _choices(num_parts, shares.weights):
-            speed, rows = _speed(demand, rates, num_bytes, resident, kv_on_disk)
+            speed, rows = _speed(demand, rates, num_bytes, resident, kv_below)
             if rows < 1:
                 break
-            gained = speed / (_LEAST_GAIN if kv_on_disk and shares.kv is None else 1)
+            gained = speed / (_LEAST_GAIN if kv_below and shares.kv is None else 1)
             # Of equals the one with more rows, which matrix products like, then the one that leaves the disk to others.
             worth = (float(f"{gained:.4g}"), rows, len(resident))
             if worth > best_worth:
-                best, best_worth = Placement(resident=resident, kv_on_disk=kv_on_disk), worth
+                best, best_worth = Placement(resident=resident, kv_below=kv_below), worth
     return best
 
 
 def _speed(
-    demand: Demand, rates: Rates, num_bytes: int, resident: frozenset[int], kv_on_disk: frozenset[int]
+    demand: Demand, rates: Rates, num_bytes: int, resident: frozenset[int], kv_below: frozenset[int]
 ) -> tuple[float, int]:
     """Returns rows advanced per second, and how many run at a time."""
     kept = sum(demand.part_bytes[index] for index in resident)
-    below = sum(demand.kv_layer_bytes[index] for index in kv_on_disk)
+    below = sum(demand.kv_layer_bytes[index] for index in kv_below)
     row_bytes = demand.row_bytes + sum(demand.kv_layer_bytes) - below
-    room = num_bytes - kept - (demand.slab_bytes if kv_on_disk else 0)
+    room = num_bytes - kept - (demand.slab_bytes if kv_below else 0)
     rows = min(demand.max_rows, room // max(1, row_bytes))
     if below:
-        rows = min(rows, demand.disk_bytes // below)
+        rows = min(rows, demand.room_below_bytes // below)
     moved = sum(demand.part_bytes) - kept + rows * below * (1 + demand.written_share)
     computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
-    return rows / max(moved / rates.disk, computing, 1e-9), rows
+    return rows / max(moved / rates.below, computing, 1e-9), rows
 
 
 def _choices(num_parts: int, share: float | None) -> Iterator[frozenset[int]]:

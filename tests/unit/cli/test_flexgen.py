@@ -18,7 +18,7 @@ def test_nothing_given_changes_nothing() -> None:
 
 
 def test_what_is_on_gpu_or_cpu_is_in_memory() -> None:
-    assert mapped("--percent", "20", "50", "0", "100", "100", "0") == {"weights_in_memory": 0.7, "kv_in_memory": 1.0}
+    assert mapped("--percent", "20", "50", "0", "100", "100", "0") == {"weights_on_device": 0.7, "kv_on_device": 1.0}
 
 
 def test_batches_become_rows_and_micro_batches() -> None:

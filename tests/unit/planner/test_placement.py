@@ -10,8 +10,8 @@ import pytest
 from headrace.planner.placement import Demand, Placement, Rates, Shares, place, spread
 
 LAYERS = Demand(part_bytes=[100] * 10, kv_layer_bytes=[1] * 10, row_bytes=0, max_rows=1000, operations_per_token=1000)
-SLOW_DISK = Rates(disk=10, matrix=1e9)
-SLOW_CPU = Rates(disk=1e6, matrix=1000)
+SLOW_DISK = Rates(below=10, matrix=1e9)
+SLOW_CPU = Rates(below=1e6, matrix=1000)
 
 
 def test_everything_stays_where_there_is_room_for_it_and_for_all_rows() -> None:
@@ -36,25 +36,25 @@ def test_a_row_that_memory_barely_holds_still_runs() -> None:
     assert place(LAYERS, SLOW_DISK, 5).resident == frozenset()
 
 
-WITH_DISK = replace(LAYERS, slab_bytes=50, disk_bytes=10**6, written_share=0.1)
+WITH_DISK = replace(LAYERS, slab_bytes=50, room_below_bytes=10**6, written_share=0.1)
 
 
 def test_kv_goes_to_disk_where_reading_weights_takes_longest() -> None:
     found = place(WITH_DISK, SLOW_DISK, 500)
-    assert len(found.kv_on_disk) >= 8 and not found.resident
+    assert len(found.kv_below) >= 8 and not found.resident
 
 
 def test_kv_stays_in_memory_where_computing_takes_longest() -> None:
-    assert not place(WITH_DISK, SLOW_CPU, 600).kv_on_disk
+    assert not place(WITH_DISK, SLOW_CPU, 600).kv_below
 
 
 def test_no_more_kv_goes_to_disk_than_there_is_room_for() -> None:
-    assert not place(replace(WITH_DISK, disk_bytes=5), SLOW_DISK, 500).kv_on_disk
+    assert not place(replace(WITH_DISK, room_below_bytes=5), SLOW_DISK, 500).kv_below
 
 
 def test_shares_that_are_asked_for_are_kept() -> None:
     found = place(WITH_DISK, SLOW_CPU, 10_000, Shares(weights=0.3, kv=0.5))
-    assert (len(found.resident), len(found.kv_on_disk)) == (3, 5)
+    assert (len(found.resident), len(found.kv_below)) == (3, 5)
     assert place(WITH_DISK, SLOW_CPU, 10_000, Shares(weights=1.0, kv=1.0)) == Placement(resident=frozenset(range(10)))
 
 

@@ -1,0 +1,95 @@
+"""The tiers that an engine has: a device that computes, the host, and a disk; and the budgets of the first two."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.engine.options import EngineOptions
+from headrace.errors import OptionError
+from headrace.models.choices import choose_device
+from headrace.storage.budget import Budget
+from headrace.storage.device_memory import default_limit_bytes
+from headrace.storage.folders import DiskTier, parse_disk
+from headrace.storage.process_memory import release_freed_memory, resident_bytes
+from headrace.storage.simulated_device import SimulatedLink, parse_simulated
+from headrace.trace import NoTrace, Trace, TraceFile
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiers:
+    """Where bytes can be.
+
+    Attributes:
+        device: that computes, as torch names it; the CPU for a simulated one.
+        device_budget: the host's own where the CPU computes.
+        link: between host and a simulated device.
+    """
+
+    device: torch.device
+    host_budget: Budget
+    device_budget: Budget
+    disk: DiskTier
+    link: SimulatedLink | None
+    trace: Trace
+
+    @property
+    def are_one(self) -> bool:
+        """Whether host and device share their memory."""
+        return self.device_budget is self.host_budget
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether there is a way for weights and KV to come to the device sweep by sweep."""
+        return self.are_one or self.link is not None
+
+    def host_resident_bytes(self) -> int:
+        """What the process uses of the host's memory; a simulated device's is not part of it."""
+        return resident_bytes() - (self.device_budget.charged_bytes if self.link is not None else 0)
+
+    def settle(self) -> None:
+        """Charges what torch and its libraries have brought in since the start and keep."""
+        release_freed_memory()
+        self.host_budget.settle("libraries", self.host_resident_bytes())
+
+    def __str__(self) -> str:
+        return "a simulated device" if self.link is not None else str(self.device)
+
+
+def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
+    """Returns the tiers that `options` describe; what has to be closed is left to `opened`.
+
+    Raises:
+        OptionError: an option means nothing here.
+        PlatformError: there is no such device.
+    """
+    trace: Trace = NoTrace() if options.trace is None else opened.enter_context(TraceFile(Path(options.trace)))
+    simulated = parse_simulated(options.device)
+    device = CPU if simulated is not None else choose_device(options.device)
+    if options.gpu_memory_bytes is not None and device.type == "cpu":
+        raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
+    limit = options.memory_bytes or default_limit_bytes(CPU)
+    host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
+    link = None
+    if simulated is not None:
+        link = SimulatedLink(simulated, trace)
+        opened.callback(link.close)
+        device_budget = Budget(
+            tier="device", limit_bytes=simulated.memory_bytes, option="--device simulated with a SIZE of"
+        )
+    elif device.type != "cpu":
+        limit = options.gpu_memory_bytes or default_limit_bytes(device)
+        device_budget = Budget(tier="device", limit_bytes=limit, option="--gpu-memory")
+    return Tiers(
+        device=device,
+        host_budget=host,
+        device_budget=device_budget,
+        disk=parse_disk(options.disk),
+        link=link,
+        trace=trace,
+    )

@@ -1,0 +1,82 @@
+"""Where the images of streamed weights are before they are brought: on disk, or in the memory of the host."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+from typing import Protocol
+
+from headrace.models.layer_image import LayerImage
+from headrace.schedule.steps import Point
+from headrace.storage.aligned import AlignedBuffer
+from headrace.storage.disk_reader import DiskReader
+from headrace.storage.simulated_device import SimulatedLink
+from headrace.storage.transfer import Transfer
+
+
+class ImageSource(Protocol):
+    """Fills slots with images."""
+
+    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+        """Begins to bring the image of `point` into `slot`."""
+
+    def close(self) -> None:
+        """Gives memory of its own back; a second call does nothing."""
+
+
+class DiskImages:
+    """Reads images straight to where they are used: without a device, that is host memory."""
+
+    def __init__(self, reader: DiskReader) -> None:
+        self._reader = reader
+
+    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+        return self._reader.read(image.what, image.ranges, slot.bytes)
+
+    def close(self) -> None:
+        pass
+
+
+class HostImages:
+    """Sends images over a link: those that the host holds at once, the others when they have come from disk."""
+
+    def __init__(self, reader: DiskReader, link: SimulatedLink, *, staging_bytes: int) -> None:
+        """`staging_bytes` hold any image; there are as many such buffers as images under way from disk."""
+        self._reader = reader
+        self._link = link
+        self._staging_bytes = staging_bytes
+        self._held: dict[Point, AlignedBuffer] = {}
+        self._staging: queue.SimpleQueue[AlignedBuffer] = queue.SimpleQueue()
+
+    def hold(self, images: Iterable[tuple[Point, LayerImage]]) -> None:
+        """Reads images into host memory, where they stay.
+
+        Raises:
+            CheckpointError: a file is gone, damaged, or has changed.
+        """
+        for point, image in images:
+            buffer = AlignedBuffer(image.num_bytes)
+            self._reader.read(image.what, image.ranges, buffer.bytes).wait()
+            self._held[point] = buffer
+
+    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+        target = slot.bytes[: image.num_bytes]
+        held = self._held.get(point)
+        if held is not None:
+            return self._link.upload(image.what, [(target, held.bytes[: image.num_bytes])])
+        try:
+            staging = self._staging.get_nowait()
+        except queue.Empty:
+            staging = AlignedBuffer(self._staging_bytes)
+        arrived = self._reader.read(image.what, image.ranges, staging.bytes)
+        source = staging.bytes[: image.num_bytes]
+        return self._link.upload(
+            image.what, [(target, source)], after=arrived, release=lambda: self._staging.put(staging)
+        )
+
+    def close(self) -> None:
+        for buffer in self._held.values():
+            buffer.close()
+        self._held.clear()
+        while not self._staging.empty():
+            self._staging.get().close()
