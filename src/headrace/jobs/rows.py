@@ -64,16 +64,19 @@ class RowReader:
     Attributes:
         defaults: sampling for what a row leaves out.
         limit: rows to read at most, faulty ones included; None reads all.
+        num_bytes: of the rows that were read so far.
     """
 
     defaults: SamplingParams
     limit: int | None = None
+    num_bytes: int = 0
     _shape: RowShape = "short"
     _custom_ids: set[bytes] = field(default_factory=set)
 
     def read(self, stream: BinaryIO) -> Iterator[Row | RowError]:
         """Yields a row or an error for every line of `stream` that is not blank; holds one line at a time."""
         for index, (line, raw) in enumerate(itertools.islice(read_lines(stream), self.limit)):
+            self.num_bytes += len(raw)
             yield self.parse(raw, index=index, line=line)
 
     def parse(self, raw: bytes, *, index: int, line: int) -> Row | RowError:
@@ -127,6 +130,10 @@ class RowReader:
         self._custom_ids.add(digest)
 
 
+_BYTES_PER_TOKEN = 4
+"""In English and in code, about; fewer in most other languages, where rows take more memory than was thought."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCensus:
     """What reading an input once found.
@@ -134,23 +141,30 @@ class RowCensus:
     Attributes:
         num_errors: rows that cannot be asked; prompts are not tokenized, so one that is too long is not among them.
         first_error: the first of them.
+        num_bytes: of all rows.
     """
 
     num_rows: int
     num_errors: int
     first_error: RowError | None
+    num_bytes: int
+
+    def typical_tokens(self, max_tokens: int) -> int:
+        """Returns about how many tokens a row has at its end, prompt and an answer of `max_tokens`."""
+        return self.num_bytes // max(1, self.num_rows) // _BYTES_PER_TOKEN + max_tokens
 
 
 def take_census(stream: BinaryIO, *, defaults: SamplingParams, limit: int | None = None) -> RowCensus:
     """Reads a whole input, keeping nothing but the counts."""
     num_rows = num_errors = 0
     first_error: RowError | None = None
-    for row in RowReader(defaults=defaults, limit=limit).read(stream):
+    reader = RowReader(defaults=defaults, limit=limit)
+    for row in reader.read(stream):
         num_rows += 1
         if isinstance(row, RowError):
             num_errors += 1
             first_error = first_error or row
-    return RowCensus(num_rows=num_rows, num_errors=num_errors, first_error=first_error)
+    return RowCensus(num_rows=num_rows, num_errors=num_errors, first_error=first_error, num_bytes=reader.num_bytes)
 
 
 def _batch_shape(fields: Mapping[str, Any]) -> RowShape:

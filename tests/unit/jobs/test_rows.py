@@ -145,3 +145,9 @@ def test_reading_many_rows_holds_one_at_a_time() -> None:
     tracemalloc.stop()
     assert census.num_rows == 5_000
     assert peak < 200_000
+
+
+def test_a_census_says_about_how_long_rows_become() -> None:
+    rows = b"".join(json.dumps({"prompt": "x" * 400}).encode() + b"\n" for _ in range(10))
+    census = take_census(io.BytesIO(rows), defaults=SamplingParams())
+    assert census.typical_tokens(max_tokens=50) == pytest.approx(150, abs=5)
