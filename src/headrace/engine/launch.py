@@ -76,21 +76,22 @@ def launch(options: EngineOptions) -> Launched:
     path = locate_model(options.model, options.revision)
     device = choose_device(options.device)
     tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+    defaults = read_generation_defaults(path, tokenizer)
     keep_freed_memory()
-    host, device_budget = _open_budgets(options, device)
+    host, device_budget = open_budgets(options, device)
     model, weights, dtype = _describe_weights(options, path, device, device_budget)
     table = layer_table(model.config)
     placed = _place_model(options, model, table, weights, dtype, host, device_budget, device)
     try:
-        return _start(options, path, placed, table, weights, dtype, device, tokenizer, host, device_budget)
+        return start(options, defaults, placed, table, weights, dtype, device, tokenizer, host, device_budget)
     except BaseException:
         placed.close()
         raise
 
 
-def _start(
+def start(
     options: EngineOptions,
-    path: Path,
+    defaults: GenerationDefaults,
     placed: PlacedModel,
     table: LayerTable,
     weights: WeightMap,
@@ -144,7 +145,7 @@ def _start(
         device=device,
         waits=WEIGHT_POINTS,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, host, tokenizer, path)
+    engine = _assemble(options, placed, contexts, sweep, cache, host, tokenizer, defaults)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -166,7 +167,7 @@ def _assemble(
     plan: CachePlan,
     host: Budget,
     tokenizer: Tokenizer | WithoutTokenizer,
-    path: Path,
+    defaults: GenerationDefaults,
 ) -> Engine:
     cache = KVCacheManager(
         placed.model.table.groups,
@@ -185,17 +186,20 @@ def _assemble(
         executor=Executor(model=placed.model, points=placed.points, contexts=contexts, weights=placed.weights),
         governor=Governor(budget=host),
         tokenizer=tokenizer,
-        defaults=read_generation_defaults(path, tokenizer),
+        defaults=defaults,
         max_model_len=plan.max_model_len,
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
     )
 
 
-def _open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget, Budget]:
+def open_budgets(options: EngineOptions, device: torch.device) -> tuple[Budget, Budget]:
     """Returns the budgets of host and device; without an accelerator they are one and the same."""
     if options.gpu_memory_bytes is not None and device.type == "cpu":
-        raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
+        raise OptionError(
+            "--gpu-memory (or max_memory for GPU 0) was given, but the model runs on the CPU; give --memory, or "
+            "--device cuda"
+        )
     limit = options.memory_bytes or default_limit_bytes(torch.device("cpu"))
     host = Budget(tier="host", limit_bytes=limit, option="--memory")
     if device.type == "cpu":
