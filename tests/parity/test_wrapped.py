@@ -11,14 +11,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import headrace
 from headrace import SamplingParams
-from headrace.engine import wrapped
+from headrace.engine import weights, wrapped
 from tests.parity.harness import distinct_rows, generate_alone
 from tests.tiny_models import TINY_CONFIGS, make_tiny_model
 
 QUICK = ("llama", "llama_tied", "mixtral", "bloom", "qwen3_next", "mamba2")
-FAMILIES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in TINY_CONFIGS
-]
+FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in TINY_CONFIGS]
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -26,6 +24,7 @@ def on_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Whether weights are streamed: a tiny model is lost in what Python takes, so that no budget could decide that."""
     if request.param == "on disk":
         monkeypatch.setattr(wrapped, "fits_in_memory", lambda *_: False)
+        monkeypatch.setattr(weights, "resident_parts", lambda *_: [])
     yield request.param == "on disk"
 
 
