@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -92,7 +93,8 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     except OSError as error:
         raise _cannot_write(file.parent, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
 
 
 def tensor_shape(name: str, tensor: torch.Tensor) -> TensorShape:

@@ -33,15 +33,13 @@ def test_models_as_transformers_makes_them_are_taken(name: str, dtype: torch.dty
     "around", [nn.Sequential, torch.compile, lambda model: "demo"], ids=["wrapped", "compiled", "a name"]
 )
 def test_what_is_no_model_of_transformers_is_refused(around: type) -> None:
-    with pytest.raises(UnsupportedModelError, match="is no model of transformers .* take the model out"):
+    with pytest.raises(UnsupportedModelError, match=r"is no model of transformers .* take the model out"):
         check_loaded_class(around(make_tiny_model("llama")))
 
 
 def test_another_kind_of_model_is_refused() -> None:
     model = AutoModelForSequenceClassification.from_config(make_tiny_model("llama").config)
-    with pytest.raises(
-        UnsupportedModelError, match="LlamaForSequenceClassification .* transformers has LlamaForCausalLM"
-    ):
+    with pytest.raises(UnsupportedModelError, match="transformers has LlamaForCausalLM, unchanged"):
         check_loaded_class(model)
 
 
@@ -81,7 +79,7 @@ def test_a_model_that_knows_its_quantizer_is_refused() -> None:
 
 
 def test_other_dtypes_and_tensors_of_other_kinds_are_refused() -> None:
-    with pytest.raises(OptionError, match="the weights are float64, among them model.embed_tokens.weight"):
+    with pytest.raises(OptionError, match=r"the weights are float64, among them model\.embed_tokens.weight"):
         check_loaded_weights(make_tiny_model("llama").double())
     model = make_tiny_model("llama")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.data.as_subclass(Other))
