@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.engine.llm import LLM
     from headrace.engine.outputs import CompletionOutput, OutputPiece, RequestOutput
     from headrace.engine.requests import GenerationRequest
+    from headrace.engine.wrapped import wrap
     from headrace.sampling.parameters import SamplingParams
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "compat",
     "errors",
+    "wrap",
 ]
 
 _MODULE_OF = {
@@ -41,6 +43,7 @@ _MODULE_OF = {
     "OutputPiece": "headrace.engine.outputs",
     "RequestOutput": "headrace.engine.outputs",
     "SamplingParams": "headrace.sampling.parameters",
+    "wrap": "headrace.engine.wrapped",
 }
 _SUBMODULES = ("compat", "errors")
 

@@ -1,4 +1,4 @@
-"""Generation in the spelling of FlexGen and of transformers, over an `LLM`."""
+"""Generation and memory in the spelling of FlexGen and of transformers, over an `LLM`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from headrace.engine.llm import LLM
+from headrace.engine.memory_options import memory_options
 from headrace.errors import RequestError
 from headrace.sampling.parameters import SamplingParams
+
+__all__ = ["generate", "memory_options"]
 
 IntArray = npt.NDArray[np.integer[Any]]
 Ids = TypeVar("Ids", Tensor, IntArray, list[list[int]])

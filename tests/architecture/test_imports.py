@@ -35,7 +35,9 @@ TORCH_FREE_ROOMS = {
 }
 TORCH_FREE_MODULES = {
     "headrace.checkpoint.safetensors_reader",
+    "headrace.checkpoint.safetensors_writer",
     "headrace.checkpoint.tensors",
+    "headrace.engine.memory_options",
     "headrace.engine.outputs",
     "headrace.engine.options",
     "headrace.engine.requests",

@@ -59,3 +59,8 @@ def test_chat_answers_every_line_until_an_empty_one(run_example: Run) -> None:
 def test_transformers_spelling_prints_one_answer_per_prompt(run_example: Run) -> None:
     answers = [json.loads(line) for line in run_example("transformers_spelling.py").splitlines()]
     assert [answer["type"] for answer in answers] == ["order", "appointment"]
+
+
+def test_wrap_model_prints_one_answer_per_note(run_example: Run) -> None:
+    answers = [json.loads(line) for line in run_example("wrap_model.py").splitlines()]
+    assert [answer["type"] for answer in answers] == ["order", "appointment"]

@@ -79,17 +79,18 @@ def launch(options: EngineOptions) -> Launched:
     with ExitStack() as opened:
         tiers = open_tiers(options, opened)
         tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+        defaults = read_generation_defaults(path, tokenizer)
         keep_freed_memory()
         model, weights, dtype = _describe_weights(options, path, tiers)
         placed = _place_model(options, model, weights, dtype, tiers)
         opened.callback(placed.close)
-        launched = _start(options, path, placed, weights, dtype, tokenizer, tiers)
+        launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
         return replace(launched, close=opened.pop_all().close)
 
 
-def _start(
+def start(
     options: EngineOptions,
-    path: Path,
+    defaults: GenerationDefaults,
     placed: PlacedModel,
     weights: WeightMap,
     dtype: torch.dtype,
@@ -144,7 +145,7 @@ def _start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, below, tokenizer, path, tiers)
+    engine = _assemble(options, placed, contexts, sweep, cache, below, tokenizer, defaults, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -165,7 +166,7 @@ def _assemble(
     plan: CachePlan,
     below: KVBelow,
     tokenizer: Tokenizer | WithoutTokenizer,
-    path: Path,
+    defaults: GenerationDefaults,
     tiers: Tiers,
 ) -> Engine:
     cache = KVCacheManager(
@@ -195,7 +196,7 @@ def _assemble(
         executor=executor,
         governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
         tokenizer=tokenizer,
-        defaults=read_generation_defaults(path, tokenizer),
+        defaults=defaults,
         max_model_len=plan.max_model_len,
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,

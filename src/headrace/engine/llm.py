@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 
 from headrace.engine.engine import Engine, failed_output
-from headrace.engine.launch import launch
+from headrace.engine.launch import Launched, launch
+from headrace.engine.memory_options import Size, memory_options
 from headrace.engine.options import EngineOptions
 from headrace.engine.outputs import OutputPiece, RequestOutput
 from headrace.engine.requests import ChatMessage, GenerationRequest
 from headrace.errors import HeadraceError, RequestError
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults, SamplingParams
-from headrace.units import parse_bytes
 
 Prompt = str | Sequence[int]
 
@@ -37,9 +37,11 @@ class LLM:
         revision: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
-        memory: str | int | None = None,
-        gpu_memory: str | int | None = None,
+        memory: Size | None = None,
+        gpu_memory: Size | None = None,
         disk: str | Path | None = None,
+        max_memory: Mapping[int | str, Size] | None = None,
+        offload_folder: str | Path | None = None,
         load_format: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -70,6 +72,8 @@ class LLM:
             gpu_memory: the same for the GPU's own memory.
             disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are; by default
                 `$HEADRACE_CACHE` or `~/.cache/headrace`.
+            max_memory: transformers' spelling of the two: `{0: "10GiB", "cpu": "30GiB"}`.
+            offload_folder: transformers' spelling of `disk`.
             load_format: `auto`, or `dummy` for random weights from a configuration alone.
             max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
             max_num_seqs: rows that run at a time.
@@ -90,15 +94,16 @@ class LLM:
         Raises:
             UsageError: the model, an option or the memory is not right; the message says what to do.
         """
+        given = memory_options(max_memory, offload_folder, memory=memory, gpu_memory=gpu_memory, disk=disk)
         launched = launch(
             EngineOptions(
                 model=str(model),
                 revision=revision,
                 dtype=dtype,
                 device=device,
-                memory_bytes=_size(memory),
-                gpu_memory_bytes=_size(gpu_memory),
-                disk=None if disk is None else str(disk),
+                memory_bytes=given["memory"],
+                gpu_memory_bytes=given["gpu_memory"],
+                disk=given["disk"],
                 load_format=load_format,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
@@ -116,6 +121,16 @@ class LLM:
                 overlap=overlap,
             )
         )
+        self._hold(launched)
+
+    @classmethod
+    def holding(cls, launched: Launched) -> LLM:
+        """Returns an LLM over an engine that is ready."""
+        llm = cls.__new__(cls)
+        llm._hold(launched)
+        return llm
+
+    def _hold(self, launched: Launched) -> None:
         self._engine: Engine | None = launched.engine
         self._close_weights = launched.close
         self._next_request = 0
@@ -271,7 +286,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _size(size: str | int | None) -> int | None:
-    return parse_bytes(size) if isinstance(size, str) else size

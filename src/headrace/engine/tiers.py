@@ -72,7 +72,10 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
     simulated = parse_simulated(options.device)
     device = CPU if simulated is not None else choose_device(options.device)
     if options.gpu_memory_bytes is not None and device.type == "cpu":
-        raise OptionError("--gpu-memory was given, but the model runs on the CPU; give --memory, or --device cuda")
+        raise OptionError(
+            "--gpu-memory (or max_memory for GPU 0) was given, but the model runs on the CPU; give --memory, or "
+            "--device cuda"
+        )
     limit = options.memory_bytes or default_limit_bytes(CPU)
     host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
     link = None

@@ -78,6 +78,11 @@ def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap,
         loader.load_all()
     if device.type != "cpu":
         move_buffers(model, device)
+    return place_resident(model, table)
+
+
+def place_resident(model: PreTrainedModel, table: LayerTable) -> PlacedModel:
+    """Takes over a model whose weights are all there; they have been charged."""
     return PlacedModel(model=EngineModel(model, table), weights=ResidentWeights(), points=_points(table, 1), images={})
 
 

@@ -55,7 +55,11 @@ def build_outline(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError: as `build_skeleton`.
     """
-    config = read_model_config(path)
+    return outline_of(read_model_config(path), dtype)
+
+
+def outline_of(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Builds the model that `config` describes, on the meta device; `config` may become its own."""
     with torch.device("meta"):
         model = _construct(config, dtype)
     _keep_in_float32(model, dtype)

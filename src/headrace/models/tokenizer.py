@@ -96,7 +96,7 @@ class Tokenizer:
 
 
 class WithoutTokenizer:
-    """In the place of a tokenizer where dummy weights are measured: prompts are token ids, and answers have no text."""
+    """In the place of a tokenizer where there is none: prompts are token ids, and answers have no text."""
 
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -135,8 +135,16 @@ def load_tokenizer(
         raise CorruptCheckpointError(
             f"{path}: the tokenizer cannot be read: {type(error).__name__}: {error}; download it again"
         ) from error
+    return Tokenizer(tokenizer, read_chat_template(chat_template))
+
+
+def read_chat_template(file: Path | str | None) -> str | None:
+    """Returns the content of a template file, where one is named.
+
+    Raises:
+        OptionError: it cannot be read.
+    """
     try:
-        template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
+        return None if file is None else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"chat template {chat_template} cannot be read: {error}") from error
-    return Tokenizer(tokenizer, template)
+        raise OptionError(f"chat template {file} cannot be read: {error}") from error

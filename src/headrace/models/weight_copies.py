@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,19 +19,19 @@ import torch
 
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_reader import read_header
+from headrace.checkpoint.safetensors_writer import TensorShape, header_bytes
 from headrace.checkpoint.tensors import TensorEntry
 from headrace.errors import CorruptCheckpointError, DiskSpaceError
 from headrace.models.layer_image import can_be_read
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
-from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
+from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap, torch_dtype_name
 from headrace.models.weights import WeightLoader
 from headrace.storage.folders import DiskTier
 from headrace.units import format_bytes
 
 _FORMAT = 1
 """Raised when the same sources would give other bytes."""
-_DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 
 
 def groups_to_copy(weights: WeightMap) -> list[Group]:
@@ -71,44 +72,43 @@ def with_copies(
     return replace(weights, parameters=parameters)
 
 
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors of host memory to a safetensors file, in their order; it has its name only once it is whole.
+
+    Raises:
+        DiskSpaceError: the disk is full, or the folder may not be written.
+    """
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(header_bytes(tensor_shape(name, tensor) for name, tensor in tensors.items()))
+            for tensor in tensors.values():
+                flat = tensor.detach().contiguous().view(-1)
+                if flat.numel():
+                    stream.write(flat.view(torch.uint8).numpy().data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(file)
+    except OSError as error:
+        raise _cannot_write(file.parent, error) from error
+    finally:
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
+
+
+def tensor_shape(name: str, tensor: torch.Tensor) -> TensorShape:
+    """Returns what a safetensors header says of a tensor."""
+    return TensorShape(name=name, dtype=torch_dtype_name(tensor.dtype), shape=tuple(tensor.shape))
+
+
 def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, group: Group, file: Path) -> None:
     loader.load(group)
     try:
         tensors = model.state_dict()
-        sources = weights.in_group(group)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                stream.write(_header(sources))
-                for source in sources:
-                    flat = tensors[source.name].detach().contiguous().view(-1)
-                    if flat.numel():
-                        stream.write(flat.view(torch.uint8).numpy().data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.rename(file)
-        except OSError as error:
-            raise _cannot_write(file.parent, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(file, {source.name: tensors[source.name] for source in weights.in_group(group)})
     finally:
         loader.release(group)
-
-
-def _header(sources: Iterable[ParameterSource]) -> bytes:
-    header, begin = {}, 0
-    for source in sources:
-        end = begin + source.num_bytes
-        header[source.name] = {
-            "dtype": _DTYPE_CODES[source.dtype],
-            "shape": source.shape,
-            "data_offsets": (begin, end),
-        }
-        begin = end
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _file(folder: Path, sources: Iterable[ParameterSource]) -> Path:

@@ -116,14 +116,14 @@ def build_weight_map(model: PreTrainedModel, checkpoint: Checkpoint) -> WeightMa
     tied = _resolve_ties(model, contents)
     faults.missing += [name for name in wanted if name not in contents and name not in tied and name not in faults.seen]
     faults.check()
-    return _assemble(model, {name: wanted[name] for name in contents}, contents, tied, ignored)
+    return assemble_weight_map(model, {name: wanted[name] for name in contents}, contents, tied, ignored)
 
 
 def build_random_weight_map(model: PreTrainedModel, seed: int = 0) -> WeightMap:
     """Maps every parameter of the skeleton `model` to random numbers, for measurements without a checkpoint."""
     tied = dict(model.all_tied_weights_keys)
     wanted = {name: tensor for name, tensor in _parameters(model).items() if name not in tied}
-    return _assemble(model, wanted, dict.fromkeys(wanted, RandomFill(seed=seed)), tied, ())
+    return assemble_weight_map(model, wanted, dict.fromkeys(wanted, RandomFill(seed=seed)), tied, ())
 
 
 def torch_dtype_name(dtype: torch.dtype) -> str:
@@ -136,13 +136,14 @@ def _parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def _assemble(
+def assemble_weight_map(
     model: PreTrainedModel,
     tensors: Mapping[str, torch.Tensor],
     contents: Mapping[str, Gather | Conversion | RandomFill],
     tied: Mapping[str, str],
     ignored: Iterable[TensorEntry],
 ) -> WeightMap:
+    """Sorts `tensors`, whose values come from `contents`, into the groups of `model`."""
     layers = find_layers(model)
     in_layer = re.compile(re.escape(layers.prefix) + r"\.(\d+)\.")
     module_names = {module: name for name, module in model.named_modules()}
