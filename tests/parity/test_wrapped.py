@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import headrace
 from headrace import SamplingParams
-from headrace.engine import weights, wrapped
 from tests.parity.harness import distinct_rows, generate_alone
 from tests.tiny_models import TINY_CONFIGS, make_tiny_model
 
@@ -19,13 +17,11 @@ QUICK = ("llama", "llama_tied", "mixtral", "bloom", "qwen3_next", "mamba2")
 FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in TINY_CONFIGS]
 
 
-@pytest.fixture(params=["in memory", "on disk"])
-def on_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+@pytest.fixture(params=[False, True], ids=["in memory", "on disk"])
+def on_disk(request: pytest.FixtureRequest) -> bool:
     """Whether weights are streamed: a tiny model is lost in what Python takes, so that no budget could decide that."""
-    if request.param == "on disk":
-        monkeypatch.setattr(wrapped, "fits_in_memory", lambda *_: False)
-        monkeypatch.setattr(weights, "resident_parts", lambda *_: [])
-    yield request.param == "on disk"
+    asked: bool = request.param
+    return asked
 
 
 def expected(model: PreTrainedModel) -> list[list[int]]:
@@ -43,7 +39,7 @@ def generated(llm: headrace.LLM) -> list[list[int]]:
 def test_tokens_are_those_of_the_model_before(name: str, on_disk: bool, tmp_path: Path) -> None:
     model = make_tiny_model(name)
     answers = expected(model)
-    with headrace.wrap(model, memory="4GiB", disk=tmp_path) as llm:
+    with headrace.wrap(model, memory="4GiB", disk=tmp_path, weights_on_device=0 if on_disk else None) as llm:
         assert generated(llm) == answers
         assert ("read in every sweep" in llm.description) == on_disk
         assert len(list(tmp_path.rglob("*.safetensors"))) == on_disk
@@ -61,6 +57,8 @@ def test_what_was_changed_in_memory_is_what_runs(on_disk: bool, tmp_path: Path) 
             parameter.mul_(1.5)
     changed = expected(model.eval())
     assert changed != before
-    with headrace.wrap(model.train(), memory="4GiB", disk=tmp_path / "disk") as llm:
+    with headrace.wrap(
+        model.train(), memory="4GiB", disk=tmp_path / "disk", weights_on_device=0 if on_disk else None
+    ) as llm:
         assert generated(llm) == changed
     assert model.training or on_disk

@@ -225,14 +225,13 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     table = layer_table(model.config)
     host, device = tiers.host_budget, tiers.device_budget
-    is_asked_to = options.weights_on_device is not None and options.weights_on_device < 1
-    if not tiers.can_stream and (is_asked_to or options.kv_on_device not in (None, 1)):
+    if not tiers.can_stream and (options.asks_to_stream or options.kv_on_device not in (None, 1)):
         raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0
     is_too_large = base + weights.num_bytes + smallest > device.limit_bytes
-    streams = tiers.can_stream and (is_asked_to or is_too_large)
+    streams = tiers.can_stream and (options.asks_to_stream or is_too_large)
     try:
         if not tiers.are_one:
             host.require("Python with torch", used + LIBRARY_BYTES)

@@ -38,6 +38,11 @@ class EngineOptions:
     trace: Path | str | None = None
     overlap: bool = True
 
+    @property
+    def asks_to_stream(self) -> bool:
+        """Whether not all weights shall be on the device, even if they fit."""
+        return self.weights_on_device is not None and self.weights_on_device < 1
+
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
         for name in (

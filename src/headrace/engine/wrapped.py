@@ -46,7 +46,11 @@ def wrap(
     num_micro_batches: int = 1,
     seed: int = 0,
     enable_prefix_caching: bool = True,
+    typical_row_tokens: int | None = None,
+    weights_on_device: float | None = None,
+    kv_on_device: float | None = None,
     chat_template: str | Path | None = None,
+    trace: str | Path | None = None,
 ) -> LLM:
     """Takes a loaded transformers model over and returns an `LLM` that runs it where it is, in its own dtype.
 
@@ -88,7 +92,11 @@ def wrap(
         num_micro_batches=num_micro_batches,
         seed=seed,
         enable_prefix_caching=enable_prefix_caching,
+        typical_row_tokens=typical_row_tokens,
+        weights_on_device=weights_on_device,
+        kv_on_device=kv_on_device,
         chat_template=chat_template,
+        trace=trace,
     )
     own = WithoutTokenizer() if tokenizer is None else Tokenizer(tokenizer, read_chat_template(chat_template))
     return LLM.holding(_launch(checked, own, options, dtype))
@@ -112,7 +120,7 @@ def _launch(
         weights, limit = map_loaded_weights(model, file), tiers.host_budget.limit_bytes
         if not tiers.are_one:
             placed = _place_on_device(model, table, weights, tiers, smallest)
-        elif fits_in_memory(model, lambda: resident_bytes() + smallest <= limit):
+        elif not options.asks_to_stream and fits_in_memory(model, lambda: resident_bytes() + smallest <= limit):
             _charge_used(tiers.host_budget, weights.num_bytes)
             placed = place_resident(model, table)
         else:
