@@ -51,6 +51,7 @@ class PlacedModel:
     points: tuple[Point, ...]
     stream: WeightStream | None = None
     reader: DiskReader | None = None
+    embedding_reader: RangeReader | None = None
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
 
@@ -65,6 +66,8 @@ class PlacedModel:
         if self.stream is not None and self.reader is not None:
             self.stream.close()
             self.reader.close()
+        if self.embedding_reader is not None:
+            self.embedding_reader.close()
 
 
 def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap, device: torch.device) -> PlacedModel:
@@ -105,7 +108,7 @@ def open_stream(
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader = DiskReader(trace=trace)
+    reader, embedding_reader = DiskReader(trace=trace), RangeReader()
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
@@ -113,10 +116,11 @@ def open_stream(
         places = ParameterPlaces(model, weights)
         with WeightLoader(model, weights, places=places) as loader:
             loader.load("rest")
-        keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
+        keep_embedding_on_disk(model, _embedding_source(weights), embedding_reader)
         stream = WeightStream(images, places=places, reader=reader, num_slots=num_slots)
     except BaseException:
         reader.close()
+        embedding_reader.close()
         raise
     return PlacedModel(
         model=EngineModel(model, table, num_head_parts=len(heads)),
@@ -124,6 +128,7 @@ def open_stream(
         points=_points(table, len(heads)),
         stream=stream,
         reader=reader,
+        embedding_reader=embedding_reader,
         images=images,
     )
 

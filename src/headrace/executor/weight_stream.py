@@ -67,7 +67,16 @@ class WeightStream:
         reader: DiskReader,
         num_slots: int,
     ) -> None:
-        """Takes memory for `num_slots` slots, each for the largest image. Two are needed for reading to overlap."""
+        """Takes memory for `num_slots` slots, each for the largest image. Two are needed for reading to overlap.
+
+        All files are opened: one that is missing is found now, and one that is deleted later stays readable.
+
+        Raises:
+            CheckpointNotFoundError: a file is gone.
+        """
+        for image in images.values():
+            for part in image.ranges:
+                reader.open(part.file)
         self._images = dict(images)
         self._places = places
         self._reader = reader

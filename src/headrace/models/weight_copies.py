@@ -7,19 +7,22 @@ files in a folder per model, named after everything that decides their bytes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_reader import read_header
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.errors import CorruptCheckpointError, DiskSpaceError
+from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, DiskSpaceError
 from headrace.models.layer_image import can_be_read
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
@@ -58,6 +61,7 @@ def with_copies(
     files = {group: _file(folder, weights.in_group(group)) for group in groups}
     missing = [group for group in groups if not _is_complete(files[group], weights.in_group(group))]
     if missing:
+        _remove_leftovers(folder)
         num_bytes = sum(weights.group_bytes(group) for group in missing)
         disk.require("a copy of the weights in the form in which they run", num_bytes)
         note(f"writing {format_bytes(num_bytes)} of weights in their running form to {folder}, once")
@@ -79,7 +83,7 @@ def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, gro
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
+            with _locked(temporary) as stream:
                 stream.write(_header(sources))
                 for source in sources:
                     flat = tensors[source.name].detach().contiguous().view(-1)
@@ -94,6 +98,26 @@ def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, gro
             temporary.unlink(missing_ok=True)
     finally:
         loader.release(group)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[BinaryIO]:
+    """Opens a new file and locks it, so that `_remove_leftovers` of another process leaves it alone."""
+    while True:
+        with file.open("wb") as stream:
+            with suppress(OSError):  # a file system without locks; nobody can lock it for removal either
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.fstat(stream.fileno()).st_nlink:  # otherwise it was removed before it was locked
+                yield stream
+                return
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left behind, which takes room and is of no use."""
+    for left in folder.glob("*.tmp"):
+        with suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its writer lives
+            left.unlink()
 
 
 def _header(sources: Iterable[ParameterSource]) -> bytes:
@@ -132,7 +156,12 @@ def _describe(source: ParameterSource) -> object:
 
 
 def _describe_entry(entry: TensorEntry) -> object:
-    state = entry.file.stat()
+    try:
+        state = entry.file.stat()
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"cannot open {entry.file}: {error.strerror}; download or copy the file again"
+        ) from error
     return [str(entry.file.resolve()), state.st_size, state.st_mtime_ns, entry.offset, entry.dtype, entry.strides]
 
 
