@@ -44,6 +44,25 @@ class NotingReader(DiskReader):
         return transfer
 
 
+class InterruptedPlaces(ParameterPlaces):
+    """Places at which a Ctrl-C arrives while a parameter is put or taken out, when `interrupts` says so."""
+
+    interrupts = ""
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        self._interrupt("put")
+        super().put(name, tensor)
+
+    def take_out(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        self._interrupt("take out")
+        super().take_out(name, shape, dtype)
+
+    def _interrupt(self, what: str) -> None:
+        if self.interrupts == what:
+            self.interrupts = ""
+            raise KeyboardInterrupt
+
+
 class Rig:
     """A tiny model none of whose layers is in memory, and what streams them."""
 
@@ -55,9 +74,10 @@ class Rig:
             point: layer_image(f"layer {point.layer}", self.weights.in_group(point.layer)) for point in LAYERS
         }
         self.reader = NotingReader()
+        self.places = InterruptedPlaces(self.model, self.weights)
         self.stream = WeightStream(
             self.images,
-            places=ParameterPlaces(self.model, self.weights),
+            places=self.places,
             reader=self.reader,
             num_slots=num_slots,
         )
@@ -154,6 +174,16 @@ def test_a_sweep_that_ends_early_leaves_the_next_one_whole(rig: Rig) -> None:
             if index < dropped:
                 rig.stream.drop(LAYERS[index])
         rig.sweep()
+
+
+@pytest.mark.parametrize("what", ["put", "take out"])
+def test_an_interrupt_at_any_place_costs_no_slot(what: str, rig: Rig) -> None:
+    for _ in range(3):
+        rig.places.interrupts = what
+        with pytest.raises(KeyboardInterrupt):
+            rig.sweep()
+    rig.sweep()
+    assert rig.reader.asked[-5:] == ["layer 0", "layer 1", "layer 2", "layer 0", "layer 1"]
 
 
 def test_a_reading_that_fails_is_told_where_it_is_needed_and_tried_again_by_the_next_sweep(
