@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,10 +23,25 @@ from headrace.storage.folders import DiskTier
 from headrace.units import MIB
 from tests.integration.streamed_models import our_threads, save_sharded, streamed, tokens_of
 
-_COPY = """
+_COPY_TWO_AND_A_HALF = """
+import os
+import signal
 import sys
+
 from headrace import LLM
 
+num_written = 0
+
+
+def stop_at_the_third(descriptor):
+    global num_written
+    num_written += 1
+    if num_written == 3:
+        print("half", flush=True)
+        signal.pause()
+
+
+os.fsync = stop_at_the_third
 LLM(sys.argv[1], dtype="bfloat16", memory="4GiB", weights_in_memory=0.0, disk=sys.argv[2])
 """
 
@@ -155,15 +171,14 @@ def test_a_copy_that_was_damaged_is_made_again(
 def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_is_used(
     model: Path, expected: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", _COPY, str(model), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not files_in(tmp_path) and process.poll() is None:
-            pass
+    command = [sys.executable, "-c", _COPY_TWO_AND_A_HALF, str(model), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
         process.kill()
-    assert process.returncode == -9
-    assert len(list(tmp_path.rglob("*.safetensors"))) < len(groups_to_copy(weights_of(model)))
-    (tmp_path / "weights" / "0123.77.tmp").write_bytes(b"half")  # what a kill in mid-writing leaves
+    assert process.returncode == -signal.SIGKILL
+    assert sorted(file.suffix for file in files_in(tmp_path)) == [".safetensors", ".safetensors", ".tmp"]
     with streamed(model, dtype="bfloat16", disk=tmp_path) as llm:
         assert tokens_of(llm) == expected
-    assert list(tmp_path.rglob("*.tmp")) == []
+    assert {file.suffix for file in files_in(tmp_path)} == {".safetensors"}
     assert len(files_in(tmp_path)) == len(groups_to_copy(weights_of(model)))
