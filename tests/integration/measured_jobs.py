@@ -60,11 +60,13 @@ class Measured:
     Attributes:
         error: type and message of what `LLM` raised.
         peak_bytes: highest resident memory of the process, as the kernel or many looks from outside saw it.
+        budget_bytes: what `memory` said.
         reported_bytes: what the process itself says about that.
         num_generated: tokens over all rows. errors: codes of the rows that failed.
     """
 
     peak_bytes: int
+    budget_bytes: int = 0
     reported_bytes: int = 0
     error: tuple[str, str] | None = None
     description: str = ""
@@ -73,6 +75,11 @@ class Measured:
     weights_were_loaded: bool = False
     num_generated: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+def with_memory(job: MeasuredJob, num_bytes: int) -> MeasuredJob:
+    """The same job with another budget."""
+    return replace(job, options={**job.options, "memory": num_bytes})
 
 
 class JobRunner:
@@ -155,7 +162,7 @@ def _run(job: MeasuredJob) -> dict[str, Any]:
         (Path(folder) / "config.json").write_text(json.dumps(_TINY))
         with LLM(folder, load_format="dummy", dtype=job.options.get("dtype", "float32")) as llm:
             list(llm.run(_requests(replace(job, num_rows=8), llm.max_model_len, 32)))
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"budget_bytes": job.options["memory"]}
     kept: list[launch.Launched] = []
     real_launch, real_load = launch.launch, WeightLoader.load
 

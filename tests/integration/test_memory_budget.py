@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from headrace.storage.governor import TOLERANCE
 from headrace.units import MIB, format_bytes, parse_bytes
 from tests.integration.commands import headrace, start_headrace
-from tests.integration.measured_jobs import JobRunner, Measured, MeasuredJob, job_runner, watch
+from tests.integration.held_budgets import assert_held, named_size, run_with_what_it_names
+from tests.integration.measured_jobs import JobRunner, MeasuredJob, job_runner, watch
 from tests.tiny_models import write_tokenizer
 
 NUM_QUICK, NUM_SLOW = 8, 60
@@ -65,41 +66,6 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def stories(shared_data: Path) -> Path:
     return shared_data / "models" / "stories260k-hf"
-
-
-def named_size(message: str) -> int:
-    """The size that an error says would do."""
-    found = re.search(r"give --memory (\S+) or more", message)
-    assert found is not None, message
-    return parse_bytes(found[1])
-
-
-def assert_held(job: MeasuredJob, measured: Measured, record_figure: Callable[[str, str], None] | None = None) -> None:
-    """The job either ran within its budget, or was refused before a weight was read."""
-    if measured.error is not None:
-        kind, message = measured.error
-        assert kind == "BudgetError", measured.error
-        assert "\n" not in message and not measured.weights_were_loaded, message
-        return
-    limit = job.options["memory"]
-    assert measured.peak_bytes <= TOLERANCE * limit, (
-        f"{measured.peak_bytes / limit:.3f} of the budget: {format_bytes(measured.peak_bytes)} of "
-        f"{format_bytes(limit)}; {measured.ledger}; {job}"
-    )
-    assert measured.errors == [] and measured.num_generated > 0
-
-
-def run_with_what_it_names(jobs: JobRunner, job: MeasuredJob) -> Measured:
-    """Runs a job; one that is refused runs once more, with the memory that the refusal names."""
-    measured = jobs.run(job)
-    assert_held(job, measured)
-    if measured.error is None:
-        return measured
-    enough = MeasuredJob(**{**vars(job), "options": {**job.options, "memory": named_size(measured.error[1])}})
-    measured = jobs.run(enough)
-    assert measured.error is None, f"with the size that the refusal named: {measured.error}"
-    assert_held(enough, measured)
-    return measured
 
 
 def random_job(seed: int, stories: Path, wide: Path, deep: Path) -> MeasuredJob:

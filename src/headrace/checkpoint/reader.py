@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
+from headrace.storage.file_state import FileState
 
 # One call reads at most this much, so that an interrupt is noticed within a moment even on a slow disk.
 _MAX_CALL_BYTES = 64 * 1024**2
@@ -20,13 +21,15 @@ class RangeReader:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._states: dict[Path, FileState] = {}
 
     def read_into(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fills the whole of `buffer` (writable, contiguous bytes) from `file` at `offset`.
 
         Raises:
             CheckpointNotFoundError: the file is gone or may not be read.
-            CorruptCheckpointError: the file ends before the range does, or the disk reports an error.
+            CorruptCheckpointError: the file ends before the range does, it has changed since it was opened, or
+                the disk reports an error.
         """
         descriptor = self._descriptor(file)
         done = 0
@@ -44,6 +47,10 @@ class RangeReader:
                     "it was truncated while in use; download or copy the file again"
                 )
             done += count
+        if FileState.of(descriptor) != self._states[file]:
+            raise CorruptCheckpointError(
+                f"{file}: changed while it was in use; start again, and leave the file alone until the end"
+            )
 
     def close(self) -> None:
         """Closes every file. Reading afterwards opens them again."""
@@ -63,5 +70,8 @@ class RangeReader:
             try:
                 self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise CheckpointNotFoundError(f"cannot open {file}: {error.strerror}") from error
+                raise CheckpointNotFoundError(
+                    f"cannot open {file}: {error.strerror}; download or copy the file again"
+                ) from error
+            self._states[file] = FileState.of(self._descriptors[file])
         return self._descriptors[file]

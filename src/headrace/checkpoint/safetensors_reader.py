@@ -44,7 +44,7 @@ def read_header(file: Path) -> list[TensorEntry]:
 
     Raises:
         CheckpointNotFoundError: there is no such file.
-        CorruptCheckpointError: the header contradicts itself or the file's size.
+        CorruptCheckpointError: the header contradicts itself or the file's size, or the file cannot be read.
         UnsupportedCheckpointError: a tensor has a dtype that this version does not know.
     """
     try:
@@ -56,6 +56,8 @@ def read_header(file: Path) -> list[TensorEntry]:
             text = stream.read(header_bytes)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"no such file: {file}; {_DOWNLOAD_AGAIN}") from error
+    except OSError as error:
+        raise CorruptCheckpointError(f"{file}: cannot read it: {error.strerror}; {_DOWNLOAD_AGAIN}") from error
     header = _parse_json(file, text)
     entries = [
         _entry(file, name, value, data_start=8 + header_bytes)

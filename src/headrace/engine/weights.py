@@ -52,6 +52,7 @@ class PlacedModel:
     stream: WeightStream | None = None
     reader: DiskReader | None = None
     source: ImageSource | None = None
+    embedding_reader: RangeReader | None = None
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
 
@@ -66,6 +67,8 @@ class PlacedModel:
         if self.stream is not None and self.reader is not None:
             self.stream.close()
             self.reader.close()
+        if self.embedding_reader is not None:
+            self.embedding_reader.close()
 
 
 def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap, device: torch.device) -> PlacedModel:
@@ -106,7 +109,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader = DiskReader(trace=tiers.trace)
+    reader, embedding_reader = DiskReader(trace=tiers.trace), RangeReader()
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
@@ -115,7 +118,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
         places = ParameterPlaces(model, weights)
         with WeightLoader(model, weights, places=places) as loader:
             loader.load("rest")
-        keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
+        keep_embedding_on_disk(model, _embedding_source(weights), embedding_reader)
         source: ImageSource = DiskImages(reader)
         if tiers.link is not None:
             tiers.host_budget.charge("staging", num_slots * slot_bytes)
@@ -123,6 +126,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
         stream = WeightStream(images, places=places, source=source, num_slots=num_slots)
     except BaseException:
         reader.close()
+        embedding_reader.close()
         raise
     return PlacedModel(
         model=EngineModel(model, table, num_head_parts=len(heads)),
@@ -131,6 +135,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
         stream=stream,
         reader=reader,
         source=source,
+        embedding_reader=embedding_reader,
         images=images,
     )
 

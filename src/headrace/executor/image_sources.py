@@ -17,6 +17,13 @@ from headrace.storage.transfer import Transfer
 class ImageSource(Protocol):
     """Fills slots with images."""
 
+    def open(self, image: LayerImage) -> None:
+        """Opens an image's files before they are needed.
+
+        Raises:
+            CheckpointNotFoundError: a file is gone.
+        """
+
     def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
         """Begins to bring the image of `point` into `slot`."""
 
@@ -29,6 +36,9 @@ class DiskImages:
 
     def __init__(self, reader: DiskReader) -> None:
         self._reader = reader
+
+    def open(self, image: LayerImage) -> None:
+        _open(image, self._reader)
 
     def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
         return self._reader.read(image.what, image.ranges, slot.bytes)
@@ -47,6 +57,9 @@ class HostImages:
         self._staging_bytes = staging_bytes
         self._held: dict[Point, AlignedBuffer] = {}
         self._staging: queue.SimpleQueue[AlignedBuffer] = queue.SimpleQueue()
+
+    def open(self, image: LayerImage) -> None:
+        _open(image, self._reader)
 
     def hold(self, images: Iterable[tuple[Point, LayerImage]]) -> None:
         """Reads images into host memory, where they stay.
@@ -80,3 +93,8 @@ class HostImages:
         self._held.clear()
         while not self._staging.empty():
             self._staging.get().close()
+
+
+def _open(image: LayerImage, reader: DiskReader) -> None:
+    for part in image.ranges:
+        reader.open(part.file)

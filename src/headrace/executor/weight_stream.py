@@ -67,12 +67,21 @@ class WeightStream:
         source: ImageSource,
         num_slots: int,
     ) -> None:
-        """Takes memory for `num_slots` slots, each for the largest image. Two are needed for reading to overlap."""
+        """Takes memory for `num_slots` slots, each for the largest image. Two are needed for reading to overlap.
+
+        All files are opened: one that is missing is found now, and one that is deleted later stays readable.
+
+        Raises:
+            CheckpointNotFoundError: a file is gone.
+        """
+        for image in images.values():
+            source.open(image)
         self._images = dict(images)
         self._places = places
         self._source = source
         size = max(image.num_bytes for image in images.values())
-        self._free = [AlignedBuffer(size) for _ in range(num_slots)]
+        self._buffers = [AlignedBuffer(size) for _ in range(num_slots)]
+        self._free = list(self._buffers)
         self._ahead: deque[_Slot] = deque()
         self._present: dict[Point, _Slot] = {}
         self._staying: dict[Point, tuple[LayerImage, AlignedBuffer]] = {}
@@ -110,13 +119,13 @@ class WeightStream:
             self.drop(point)
         if not self._ahead or self._ahead[0].point != point:  # a sweep that failed left its order
             self._restart(point)
-        slot = self._ahead.popleft()
+        slot = self._ahead[0]
         try:
             slot.transfer.wait()
         except BaseException:
-            self._ahead.appendleft(slot)
             self._restart(None)
             raise
+        self._ahead.popleft()
         self._present[point] = slot
         self._put(self._images[point], slot.buffer)
 
@@ -148,19 +157,18 @@ class WeightStream:
         for point in list(self._present):
             self.drop(point)
         self._restart(None)
-        for buffer in (*self._free, *(buffer for _, buffer in self._staying.values())):
+        for buffer in (*self._buffers, *(buffer for _, buffer in self._staying.values())):
             buffer.close()
-        self._free, self._staying = [], {}
+        self._buffers, self._free, self._staying = [], [], {}
         self._source.close()
 
     def _restart(self, point: Point | None) -> None:
         """Gives up what is on its way or was left by a failed sweep, and begins again at `point`, if there is one."""
-        for left in list(self._present):
-            self._free.append(self._present.pop(left).buffer)
+        self._present.clear()
         while self._ahead:
-            slot = self._ahead.popleft()
-            slot.transfer.settle()  # the memory must not be read into any more
-            self._free.append(slot.buffer)
+            self._ahead[0].transfer.settle()  # the memory must not be read into any more
+            self._ahead.popleft()
+        self._free = list(self._buffers)  # those, too, that a Ctrl-C left between two places
         if point is not None:
             self._next = self._order.index(point)
             self._read_ahead()

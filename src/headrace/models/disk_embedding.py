@@ -32,7 +32,7 @@ class DiskEmbedding(nn.Module):
         """Returns what the model's embedding returns for token ids of any shape.
 
         Raises:
-            CheckpointError: the file is gone or ends too early.
+            CheckpointError: the file is gone, ends too early, or has changed.
         """
         real = self.__dict__["real"]
         needed, places = torch.unique(token_ids, return_inverse=True)

@@ -7,13 +7,15 @@ files in a folder per model, named after everything that decides their bytes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -21,7 +23,7 @@ from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_reader import read_header
 from headrace.checkpoint.safetensors_writer import TensorShape, header_bytes
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.errors import CorruptCheckpointError, DiskSpaceError
+from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, DiskSpaceError
 from headrace.models.layer_image import can_be_read
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
@@ -59,6 +61,7 @@ def with_copies(
     files = {group: _file(folder, weights.in_group(group)) for group in groups}
     missing = [group for group in groups if not _is_complete(files[group], weights.in_group(group))]
     if missing:
+        _remove_leftovers(folder)
         num_bytes = sum(weights.group_bytes(group) for group in missing)
         disk.require("a copy of the weights in the form in which they run", num_bytes)
         note(f"writing {format_bytes(num_bytes)} of weights in their running form to {folder}, once")
@@ -81,7 +84,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with _locked(temporary) as stream:
             stream.write(header_bytes(tensor_shape(name, tensor) for name, tensor in tensors.items()))
             for tensor in tensors.values():
                 flat = tensor.detach().contiguous().view(-1)
@@ -111,6 +114,26 @@ def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, gro
         loader.release(group)
 
 
+@contextmanager
+def _locked(file: Path) -> Iterator[BinaryIO]:
+    """Opens a new file and locks it, so that `_remove_leftovers` of another process leaves it alone."""
+    while True:
+        with file.open("wb") as stream:
+            with suppress(OSError):  # a file system without locks; nobody can lock it for removal either
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.fstat(stream.fileno()).st_nlink:  # otherwise it was removed before it was locked
+                yield stream
+                return
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left behind, which takes room and is of no use."""
+    for left in folder.glob("*.tmp"):
+        with suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its writer lives
+            left.unlink()
+
+
 def _file(folder: Path, sources: Iterable[ParameterSource]) -> Path:
     """The place of a group's copy: its name depends on every file, range and form that decides its bytes."""
     described = [(source.name, source.shape, source.dtype, _describe(source)) for source in sources]
@@ -132,7 +155,12 @@ def _describe(source: ParameterSource) -> object:
 
 
 def _describe_entry(entry: TensorEntry) -> object:
-    state = entry.file.stat()
+    try:
+        state = entry.file.stat()
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"cannot open {entry.file}: {error.strerror}; download or copy the file again"
+        ) from error
     return [str(entry.file.resolve()), state.st_size, state.st_mtime_ns, entry.offset, entry.dtype, entry.strides]
 
 

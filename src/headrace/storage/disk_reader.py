@@ -18,6 +18,7 @@ from types import TracebackType
 
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above, pages_below
+from headrace.storage.file_state import FileState
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
 from headrace.trace import NoTrace, Trace
@@ -74,9 +75,11 @@ class DiskReader:
         self._files: dict[Path, _OpenFile] = {}
         self._busy = _BusyTime()
         self._parts: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
+        # Taken here: memory that is not there is the caller's error, where a thread without it would leave him waiting.
+        self._staging = [AlignedBuffer(block_bytes + 2 * PAGE_BYTES) for _ in range(num_threads)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"headrace-disk-{number}", daemon=True)
-            for number in range(num_threads)
+            threading.Thread(target=self._work, args=(staging,), name=f"headrace-disk-{number}", daemon=True)
+            for number, staging in enumerate(self._staging)
         ]
         for thread in self._threads:
             thread.start()
@@ -118,6 +121,8 @@ class DiskReader:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+        while self._staging:
+            self._staging.pop().close()
         while self._files:
             self._files.popitem()[1].close()
 
@@ -145,20 +150,19 @@ class DiskReader:
             if last > first
         ]
 
-    def _work(self) -> None:
+    def _work(self, staging: AlignedBuffer) -> None:
         # The thread alone uses its staging memory, and a part's bytes of the buffer are written by nobody else.
         own = threading.current_thread().name
-        with AlignedBuffer(self._block_bytes + 2 * PAGE_BYTES) as staging:
-            while (part := self._parts.get()) is not None:
-                error: Exception | None = None
-                try:
-                    num_bytes = part.range.num_bytes
-                    with self._busy.reading(num_bytes), self._trace.span(own, part.transfer.what, num_bytes=num_bytes):
-                        self._read_part(part, staging)
-                except Exception as raised:  # whoever waits for the transfer gets it
-                    error = raised
-                part.transfer.finish_part(error)
-                del part  # or the buffer would be held until the next one comes
+        while (part := self._parts.get()) is not None:
+            error: Exception | None = None
+            try:
+                num_bytes = part.range.num_bytes
+                with self._busy.reading(num_bytes), self._trace.span(own, part.transfer.what, num_bytes=num_bytes):
+                    self._read_part(part, staging)
+            except Exception as raised:  # whoever waits for the transfer gets it
+                error = raised
+            part.transfer.finish_part(error)
+            del part  # or the buffer would be held until the next one comes
 
     def _read_part(self, part: _Part, staging: AlignedBuffer) -> None:
         wanted = part.range
@@ -214,8 +218,10 @@ class _OpenFile:
                     raise
                 self._descriptor = os.open(path, flags)
         except OSError as error:
-            raise CheckpointNotFoundError(f"cannot open {path}: {error.strerror}") from error
-        self._state = self._look()
+            raise CheckpointNotFoundError(
+                f"cannot open {path}: {error.strerror}; download or copy the file again"
+            ) from error
+        self._state = FileState.of(self._descriptor)
 
     def read(self, offset: int, buffer: memoryview, num_wanted: int) -> None:
         """Fills at least `num_wanted` bytes of `buffer`, which ends on a page border where the file may have ended."""
@@ -234,7 +240,7 @@ class _OpenFile:
             if count == 0:
                 break
             done += count
-        if self._look() != self._state or done < num_wanted:
+        if FileState.of(self._descriptor) != self._state or done < num_wanted:
             raise CorruptCheckpointError(
                 f"{self._path}: changed while it was in use; start again, and leave the file alone until the end"
             )
@@ -250,10 +256,6 @@ class _OpenFile:
     def _read_buffered_from_now_on(self) -> None:
         """For disks whose direct reads want larger pages than ours."""
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, _status_flags(self._descriptor) & ~os.O_DIRECT)
-
-    def _look(self) -> tuple[int, int]:
-        state = os.fstat(self._descriptor)
-        return state.st_size, state.st_mtime_ns
 
 
 def _status_flags(descriptor: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,11 @@ class DiskTier:
         return max(0, min(free, limit))
 
     def _used_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        num_bytes = 0
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                num_bytes += file.stat().st_size if file.is_file() else 0
+        return num_bytes
 
     def require(self, what: str, num_bytes: int) -> None:
         """Checks that `num_bytes` more may be written for `what`, and makes the folder; writes nothing.

@@ -29,6 +29,7 @@ def test_models_as_transformers_makes_them_are_taken(name: str, dtype: torch.dty
     assert check_loaded_weights(model) == (torch.device("cpu"), dtype)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize(
     "around", [nn.Sequential, torch.compile, lambda model: "demo"], ids=["wrapped", "compiled", "a name"]
 )
