@@ -48,6 +48,7 @@ from headrace.storage.process_memory import (
     release_freed_memory,
     resident_bytes,
 )
+from headrace.storage.throttle import Throttle
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
@@ -252,7 +253,9 @@ def _place_model(
         raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
     if streams:
         host.charge("Python, torch and tokenizer", used)
-        return open_stream(model, table, weights, host, parse_disk(options.disk))
+        rate = options.disk_bytes_per_second
+        throttle = None if rate is None else Throttle(rate)
+        return open_stream(model, table, weights, host, parse_disk(options.disk), throttle)
     host.charge("Python, torch and tokenizer", used)
     device_budget.charge("weights", weights.num_bytes)
     return load_resident(model, table, weights, device)

@@ -16,7 +16,7 @@ from headrace.engine.requests import ChatMessage, GenerationRequest
 from headrace.errors import HeadraceError, RequestError
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults, SamplingParams
-from headrace.units import parse_bytes
+from headrace.units import parse_bytes, parse_rate
 
 Prompt = str | Sequence[int]
 
@@ -40,6 +40,7 @@ class LLM:
         memory: str | int | None = None,
         gpu_memory: str | int | None = None,
         disk: str | Path | None = None,
+        disk_bandwidth: str | float | None = None,
         load_format: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -62,6 +63,7 @@ class LLM:
             gpu_memory: the same for the GPU's own memory.
             disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are; by default
                 `$HEADRACE_CACHE` or `~/.cache/headrace`.
+            disk_bandwidth: bytes per second, or a rate such as `1GB/s`, at which streamed weights are read at most.
             load_format: `auto`, or `dummy` for random weights from a configuration alone.
             max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
             max_num_seqs: rows that run at a time.
@@ -83,6 +85,7 @@ class LLM:
                 memory_bytes=_size(memory),
                 gpu_memory_bytes=_size(gpu_memory),
                 disk=None if disk is None else str(disk),
+                disk_bytes_per_second=parse_rate(disk_bandwidth) if isinstance(disk_bandwidth, str) else disk_bandwidth,
                 load_format=load_format,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,

@@ -27,6 +27,7 @@ from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
 from headrace.storage.folders import DiskTier
+from headrace.storage.throttle import Throttle
 
 _LEAST_SLOTS = 2
 """One that computes, and one on its way."""
@@ -79,11 +80,17 @@ def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap,
 
 
 def open_stream(
-    model: PreTrainedModel, table: LayerTable, weights: WeightMap, budget: Budget, disk: DiskTier
+    model: PreTrainedModel,
+    table: LayerTable,
+    weights: WeightMap,
+    budget: Budget,
+    disk: DiskTier,
+    throttle: Throttle | None = None,
 ) -> PlacedModel:
     """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
 
     What cannot be streamed from the checkpoint's own files is copied to `disk` first, unless the copy is there already.
+    All that sweeps read passes `throttle`.
 
     Raises:
         BudgetError: not even that fits.
@@ -98,7 +105,7 @@ def open_stream(
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader = DiskReader()
+    reader = DiskReader(throttle=throttle)
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
@@ -106,7 +113,7 @@ def open_stream(
         places = ParameterPlaces(model, weights)
         with WeightLoader(model, weights, places=places) as loader:
             loader.load("rest")
-        keep_embedding_on_disk(model, _embedding_source(weights), RangeReader())
+        keep_embedding_on_disk(model, _embedding_source(weights), RangeReader(throttle))
         stream = WeightStream(images, places=places, reader=reader, num_slots=num_slots)
     except BaseException:
         reader.close()
