@@ -15,8 +15,13 @@ from tests.architecture.rooms import PACKAGE, ROOMS, TOP, imported_modules, modu
 WITH_TORCH = {
     "headrace.jobs.runner",
     "headrace.kv_cache.pools",
+    "headrace.planner.attention_rates",
+    "headrace.planner.calibrate_machine",
     "headrace.planner.calibration",
     "headrace.planner.inspection",
+    "headrace.planner.matrix_rates",
+    "headrace.planner.model_shapes",
+    "headrace.planner.timing",
 }
 TORCH_FREE_ROOMS = {
     "__init__",
@@ -41,6 +46,7 @@ TORCH_FREE_MODULES = {
     "headrace.sampling.parameters",
     "headrace.sampling.tokens",
     "headrace.storage.budget",
+    "headrace.storage.folders",
     "headrace.storage.governor",
 }
 

@@ -21,11 +21,12 @@ from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import ParameterSource, WeightMap
 from headrace.models.weights import WeightLoader, move_buffers
 from headrace.planner.calibration import measure_matrix_rate
+from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, resident_parts
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.budget import Budget
-from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
+from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, STAGING_BYTES, DiskReader
 from headrace.storage.folders import DiskTier
 from headrace.storage.throttle import Throttle
 
@@ -157,13 +158,22 @@ def keep_what_fits(
         max_rows=sweep.max_num_seqs,
         operations_per_token=2.0 * num_numbers,
     )
-    rates = Rates(
-        disk=placed.reader.bytes_per_second,
-        matrix=measure_matrix_rate(torch.device("cpu"), dtype),
-    )
+    rates = _rates(placed.reader, placed.images[points[0]], dtype)
     kept = [points[index] for index in sorted(resident_parts(demand, rates, budget.free_bytes))]
     budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
     placed.stream.keep(kept)
+
+
+def _rates(reader: DiskReader, image: LayerImage, dtype: torch.dtype) -> Rates:
+    """Those of the last calibration of this machine and the image's disk; else of what was read so far, and of now."""
+    found = calibrated_rates(
+        image.ranges[0].file, dtype=str(dtype).removeprefix("torch."), num_threads=NUM_THREADS, block_bytes=BLOCK_BYTES
+    )
+    if found is None:
+        return Rates(disk=reader.bytes_per_second, matrix=measure_matrix_rate(torch.device("cpu"), dtype))
+    if reader.throttle is None:
+        return found
+    return replace(found, disk=min(found.disk, reader.throttle.bytes_per_second))
 
 
 def _image_bytes(sources: Sequence[ParameterSource]) -> int:

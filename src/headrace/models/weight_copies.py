@@ -25,7 +25,7 @@ from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
 from headrace.models.weights import WeightLoader
-from headrace.storage.folders import DiskTier
+from headrace.storage.folders import WEIGHTS_FOLDER, DiskTier
 from headrace.units import format_bytes
 
 _FORMAT = 1
@@ -54,7 +54,7 @@ def with_copies(
         CheckpointError: the checkpoint cannot be read.
     """
     groups = groups_to_copy(weights)
-    folder = disk.folder / "weights"
+    folder = disk.folder / WEIGHTS_FOLDER
     files = {group: _file(folder, weights.in_group(group)) for group in groups}
     missing = [group for group in groups if not _is_complete(files[group], weights.in_group(group))]
     if missing:

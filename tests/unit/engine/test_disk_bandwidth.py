@@ -10,17 +10,25 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
+from headrace.engine import weights as engine_weights
 from headrace.engine.llm import LLM
 from headrace.engine.weights import open_stream
 from headrace.errors import BudgetError, OptionError
 from headrace.executor.weight_stream import WeightStream
+from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import layer_table
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
+from headrace.planner.calibration_store import save_calibration
+from headrace.planner.disk import device_id
+from headrace.planner.machine import identify_machine
+from headrace.planner.placement import Rates
 from headrace.storage.budget import Budget
+from headrace.storage.disk_reader import DiskReader, FileRange
 from headrace.storage.folders import DiskTier
 from headrace.storage.throttle import Throttle
 from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, save_tiny, write_tokenizer
+from tests.unit.planner.calibrations import made_up
 
 
 class Clock:
@@ -78,3 +86,19 @@ def test_the_option_reaches_the_reader(tmp_path: Path) -> None:
 def test_a_rate_that_cannot_be_is_refused_before_anything_is_loaded(rate: str | float, tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         LLM(tmp_path / "none", disk_bandwidth=rate)
+
+
+def test_the_last_calibration_stands_for_measuring_anew_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_weights, "measure_matrix_rate", lambda *_: 5.0)
+    (tmp_path / "weights").write_bytes(bytes(100))
+    part = FileRange(file=tmp_path / "weights", offset=0, num_bytes=100, target=0, direct=False)
+    image = LayerImage(what="layer 0", num_bytes=100, ranges=(part,), tensors=())
+    with DiskReader() as free, DiskReader(throttle=Throttle(1e6)) as limited:
+        assert engine_weights._rates(free, image, torch.float32).matrix == 5.0
+        save_calibration(made_up(machine=identify_machine(), disk_id=device_id(tmp_path)))
+        assert engine_weights._rates(free, image, torch.float32) == Rates(disk=1.5e9, matrix=90e9)
+        assert engine_weights._rates(limited, image, torch.float32) == Rates(disk=1e6, matrix=90e9)
+        assert engine_weights._rates(free, image, torch.float16).matrix == 5.0
