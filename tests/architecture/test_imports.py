@@ -48,6 +48,7 @@ TORCH_FREE_MODULES = {
     "headrace.storage.budget",
     "headrace.storage.folders",
     "headrace.storage.governor",
+    "headrace.storage.own_files",
 }
 
 # library -> the one file that may import it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import blake2b
@@ -26,6 +27,7 @@ from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
 from headrace.models.weights import WeightLoader
 from headrace.storage.folders import WEIGHTS_FOLDER, DiskTier
+from headrace.storage.own_files import copy_metadata
 from headrace.units import format_bytes
 
 _FORMAT = 1
@@ -61,9 +63,10 @@ def with_copies(
         num_bytes = sum(weights.group_bytes(group) for group in missing)
         disk.require("a copy of the weights in the form in which they run", num_bytes)
         note(f"writing {format_bytes(num_bytes)} of weights in their running form to {folder}, once")
+        metadata = _metadata(model, weights)
         with WeightLoader(model, weights) as loader:
             for group in missing:
-                _write(loader, model, weights, group, files[group])
+                _write(loader, model, weights, group, files[group], metadata)
     parameters = dict(weights.parameters)
     for group in groups:
         for entry in read_header(files[group]):
@@ -71,7 +74,14 @@ def with_copies(
     return replace(weights, parameters=parameters)
 
 
-def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, group: Group, file: Path) -> None:
+def _write(
+    loader: WeightLoader,
+    model: PreTrainedModel,
+    weights: WeightMap,
+    group: Group,
+    file: Path,
+    metadata: dict[str, str],
+) -> None:
     loader.load(group)
     try:
         tensors = model.state_dict()
@@ -80,7 +90,7 @@ def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, gro
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
-                stream.write(_header(sources))
+                stream.write(_header(sources, metadata))
                 for source in sources:
                     flat = tensors[source.name].detach().contiguous().view(-1)
                     if flat.numel():
@@ -96,8 +106,28 @@ def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, gro
         loader.release(group)
 
 
-def _header(sources: Iterable[ParameterSource]) -> bytes:
-    header, begin = {}, 0
+def _metadata(model: PreTrainedModel, weights: WeightMap) -> dict[str, str]:
+    """Says whose copies these are, for people; it does not decide which file is taken."""
+    sources = [source for source in weights.parameters.values() if source.group != "rest"]
+    name = f"random weights of {model.config.model_type}"
+    for source in sources:
+        match source.content:
+            case Gather(pieces=(piece, *_)):
+                name = str(piece.entry.file.parent.absolute())
+            case Conversion(inputs=((_, entry), *_)):
+                name = str(entry.file.parent.absolute())
+            case _:
+                continue
+        break
+    num_bytes: Counter[str] = Counter()
+    for source in sources:
+        num_bytes[source.dtype] += source.num_bytes
+    return copy_metadata(name, num_bytes.most_common(1)[0][0])
+
+
+def _header(sources: Iterable[ParameterSource], metadata: dict[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata}
+    begin = 0
     for source in sources:
         end = begin + source.num_bytes
         header[source.name] = {
