@@ -27,7 +27,7 @@ _LEAST_FILE_BYTES = 64 * MIB
 _FREE_SHARE = 1 / 2
 """Of what is free on the disk; the file is not larger than this."""
 _WRITE_BYTES = 16 * MIB
-_WRITE_SECONDS, _READ_SECONDS = 8.0, 0.6
+_WRITE_SECONDS, _READ_SECONDS = 6.0, 0.5
 """What writing the file, and one reading of it, take at most; on a slow disk the file is then smaller."""
 
 

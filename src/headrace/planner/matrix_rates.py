@@ -14,13 +14,13 @@ from headrace.units import MIB
 NUM_TOKENS = (1, 8, 32, 128, 512, 2048)
 _WEIGHT_BYTES = 64 * MIB
 """A larger weight is cut to fewer rows."""
-_COPIES_BYTES, _MOST_COPIES = 128 * MIB, 16
+_COPIES_BYTES, _MOST_COPIES = 96 * MIB, 12
 """Few tokens take their weights from memory, as in a sweep: they are multiplied with copies that no cache holds."""
 _FEW_TOKENS = 32
-_PRODUCT_SECONDS = 0.08
+_PRODUCT_SECONDS = 0.05
 """A product that would take longer is cut to fewer rows of the weight, which changes its rate little."""
 _LEAST_ROWS = 256
-_ENOUGH_SECONDS = 0.15
+_ENOUGH_SECONDS = 0.08
 _MEMORY_BYTES = 256 * MIB
 
 
@@ -29,7 +29,7 @@ def measure_matrices(
 ) -> Iterator[MatrixRate]:
     """Yields the rate of products with weights of each shape (rows, columns), for 1 to 2048 tokens.
 
-    Takes up to 200 MiB, and about a quarter of a second for each.
+    Takes up to 200 MiB, and some tenths of a second for each.
     """
     for rows, columns in shapes:
         with torch.inference_mode():
@@ -71,8 +71,8 @@ def measure_memory(device: torch.device) -> tuple[float, float]:
     with torch.inference_mode():
         source = torch.ones(_MEMORY_BYTES // 4, device=device)
         target = torch.zeros_like(source)
-        reading = best_seconds(device, source.sum)
-        copying = best_seconds(device, lambda: target.copy_(source))
+        reading = best_seconds(device, source.sum, enough_seconds=_ENOUGH_SECONDS)
+        copying = best_seconds(device, lambda: target.copy_(source), enough_seconds=_ENOUGH_SECONDS)
     return source.nbytes / reading, source.nbytes / copying
 
 
