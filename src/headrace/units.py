@@ -1,4 +1,4 @@
-"""Bytes and seconds, and the forms in which people write and read them."""
+"""Bytes, rates and seconds, and the forms in which people write and read them."""
 
 from __future__ import annotations
 
@@ -32,19 +32,23 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
-def parse_rate(text: str) -> float:
-    """Returns the bytes per second that `1GB/s`, `500MiB/s` or `250m/s` stands for.
+def parse_rate(text: str) -> int:
+    """Returns the bytes per second that `1GB/s` or `500MiB/s` stands for.
 
     Raises:
-        OptionError: the text is not a rate.
+        OptionError: the text is not a rate, or is zero.
     """
-    size, slash, unit = text.rpartition("/")
-    if not slash or unit.strip() != "s":
-        raise OptionError(f"not a rate: {text!r}; expected something like 1GB/s or 500MiB/s")
-    rate = parse_bytes(size)
-    if not rate:
-        raise OptionError(f"not a rate: {text!r}; expected more than nothing")
-    return float(rate)
+    size, slash, unit = text.strip().rpartition("/")
+    expected = "expected something like 1GB/s or 500MiB/s"
+    if not slash or unit.strip().lower() != "s":
+        raise OptionError(f"not a rate: {text!r}; {expected}")
+    try:
+        rate = parse_bytes(size)
+    except OptionError:
+        raise OptionError(f"not a rate: {text!r}; {expected}") from None
+    if rate < 1:
+        raise OptionError(f"a rate of {text!r} lets nothing pass; {expected}")
+    return rate
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -55,6 +59,16 @@ def format_bytes(num_bytes: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """Returns a rate as a person reads it, in the powers of ten that disks and memory are sold by: `1.50 GB/s`."""
+    rate = float(bytes_per_second)
+    for unit in ("B/s", "kB/s", "MB/s"):
+        if abs(rate) < 999.5:
+            return f"{rate:.0f} {unit}"
+        rate /= 1000
+    return f"{rate:.2f} GB/s"
 
 
 def format_seconds(seconds: float) -> str:

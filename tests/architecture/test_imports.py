@@ -17,8 +17,13 @@ WITH_TORCH = {
     "headrace.kv_cache.pools",
     "headrace.kv_cache.slab",
     "headrace.kv_cache.stores",
+    "headrace.planner.attention_rates",
+    "headrace.planner.calibrate_machine",
     "headrace.planner.calibration",
     "headrace.planner.inspection",
+    "headrace.planner.matrix_rates",
+    "headrace.planner.model_shapes",
+    "headrace.planner.timing",
 }
 TORCH_FREE_ROOMS = {
     "__init__",
@@ -46,7 +51,9 @@ TORCH_FREE_MODULES = {
     "headrace.sampling.parameters",
     "headrace.sampling.tokens",
     "headrace.storage.budget",
+    "headrace.storage.folders",
     "headrace.storage.governor",
+    "headrace.storage.own_files",
 }
 
 # library -> the one file that may import it

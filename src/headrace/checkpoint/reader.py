@@ -8,6 +8,7 @@ from types import TracebackType
 
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.storage.file_state import FileState
+from headrace.storage.throttle import Throttle
 
 # One call reads at most this much, so that an interrupt is noticed within a moment even on a slow disk.
 _MAX_CALL_BYTES = 64 * 1024**2
@@ -19,9 +20,10 @@ class RangeReader:
     Not for several threads at once while files are being opened for the first time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, throttle: Throttle | None = None) -> None:
         self._descriptors: dict[Path, int] = {}
         self._states: dict[Path, FileState] = {}
+        self._throttle = throttle
 
     def read_into(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fills the whole of `buffer` (writable, contiguous bytes) from `file` at `offset`.
@@ -32,6 +34,8 @@ class RangeReader:
                 the disk reports an error.
         """
         descriptor = self._descriptor(file)
+        if self._throttle is not None:
+            self._throttle.pass_bytes(len(buffer))
         done = 0
         while done < len(buffer):
             try:

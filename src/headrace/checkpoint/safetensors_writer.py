@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,9 +28,10 @@ class TensorShape:
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-def header_bytes(tensors: Iterable[TensorShape]) -> bytes:
+def header_bytes(tensors: Iterable[TensorShape], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns what a file of `tensors`, one after another, begins with; the tensors' bytes follow it directly."""
-    header, begin = {}, 0
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
     for tensor in tensors:
         end = begin + tensor.num_bytes
         header[tensor.name] = {

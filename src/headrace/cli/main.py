@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import headrace
-from headrace.cli import chat, generate, inspect, run
+from headrace.cli import cache, chat, doctor, generate, inspect, run
 from headrace.cli.parsing import CommandParser, dashed, did_you_mean
 from headrace.errors import HeadraceError, OptionError, PlatformError, RequestError, UsageError
 
 # A command's module has SUMMARY, DESCRIPTION, EPILOG, add_arguments(parser) and run(args) -> exit status. None imports
 # anything heavy at its top, so that help is instant.
-COMMANDS: dict[str, ModuleType] = {"run": run, "generate": generate, "chat": chat, "inspect": inspect}
+COMMANDS: dict[str, ModuleType] = {
+    "run": run,
+    "generate": generate,
+    "chat": chat,
+    "inspect": inspect,
+    "doctor": doctor,
+    "cache": cache,
+}
 
 _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
 

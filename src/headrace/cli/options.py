@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.cli.flexgen import add_flexgen_options, flexgen_options
 from headrace.cli.parsing import whole_number
 from headrace.errors import OptionError, RequestError
-from headrace.units import parse_bytes
+from headrace.units import parse_bytes, parse_rate
 
 if TYPE_CHECKING:
     from headrace.engine.llm import LLM
@@ -22,6 +22,7 @@ _MODEL_OPTIONS = (
     "memory",
     "gpu_memory",
     "disk",
+    "disk_bandwidth",
     "load_format",
     "max_model_len",
     "max_num_seqs",
@@ -56,6 +57,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--disk",
         metavar="FOLDER[:SIZE]",
         help="for copies of weights (default: $HEADRACE_CACHE or ~/.cache/headrace)",
+    )
+    group.add_argument(
+        "--disk-bandwidth",
+        type=_rate,
+        metavar="RATE",
+        help="read streamed weights at most this fast, like 500MB/s, to leave the rest of the disk to others",
     )
     group.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="memory to use of the GPU, like 14GiB")
     group.add_argument(
@@ -146,5 +153,12 @@ def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:
 def _size(text: str) -> int:
     try:
         return parse_bytes(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _rate(text: str) -> int:
+    try:
+        return parse_rate(text)
     except OptionError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

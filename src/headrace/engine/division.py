@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,8 +20,10 @@ from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
 from headrace.models.layer_table import AttentionSpec
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
+from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
+from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS
 from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
@@ -136,7 +138,14 @@ def move_kv_below(
         return HostStore(tiers.link, num_bytes)
 
     def on_disk(num_bytes: int, is_aligned: bool) -> KVStore:
-        file = ScratchFile(tiers.disk, what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned, trace=tiers.trace)
+        file = ScratchFile(
+            tiers.disk,
+            what="KV cache",
+            num_bytes=num_bytes,
+            is_aligned=is_aligned,
+            throttle=tiers.throttle,
+            trace=tiers.trace,
+        )
         return file if tiers.link is None else FileBehindLink(file)
 
     homes: dict[int, LayerHome] = {}
@@ -174,8 +183,15 @@ def _slabs_bytes(slab_blocks: int, records: Sequence[BlockRecord]) -> int:
 
 
 def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
-    """What was measured while the probe ran, and in a moment now."""
-    below = math.inf if placed.reader is None else placed.reader.bytes_per_second
+    """Those of the last calibration of this machine and the model's disk; else of what was read so far, and of now."""
     if tiers.link is not None:
-        below = tiers.link.bytes_per_second
-    return Rates(below=below, matrix=measure_matrix_rate(tiers.device, dtype))
+        return Rates(below=tiers.link.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
+    if placed.reader is None:
+        return Rates(below=math.inf, matrix=measure_matrix_rate(tiers.device, dtype))
+    file, name = next(iter(placed.images.values())).ranges[0].file, str(dtype).removeprefix("torch.")
+    found = calibrated_rates(file, dtype=name, num_threads=NUM_THREADS, block_bytes=BLOCK_BYTES)
+    if found is None:
+        found = Rates(below=placed.reader.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
+    if tiers.throttle is None:
+        return found
+    return replace(found, below=min(found.below, tiers.throttle.bytes_per_second))

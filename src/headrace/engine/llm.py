@@ -17,6 +17,7 @@ from headrace.engine.requests import ChatMessage, GenerationRequest
 from headrace.errors import HeadraceError, RequestError
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults, SamplingParams
+from headrace.units import parse_rate
 
 Prompt = str | Sequence[int]
 
@@ -42,6 +43,7 @@ class LLM:
         disk: str | Path | None = None,
         max_memory: Mapping[int | str, Size] | None = None,
         offload_folder: str | Path | None = None,
+        disk_bandwidth: str | float | None = None,
         load_format: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -74,6 +76,7 @@ class LLM:
                 `$HEADRACE_CACHE` or `~/.cache/headrace`.
             max_memory: transformers' spelling of the two: `{0: "10GiB", "cpu": "30GiB"}`.
             offload_folder: transformers' spelling of `disk`.
+            disk_bandwidth: bytes per second, or a rate such as `1GB/s`, at which streamed weights are read at most.
             load_format: `auto`, or `dummy` for random weights from a configuration alone.
             max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
             max_num_seqs: rows that run at a time.
@@ -104,6 +107,7 @@ class LLM:
                 memory_bytes=given["memory"],
                 gpu_memory_bytes=given["gpu_memory"],
                 disk=given["disk"],
+                disk_bytes_per_second=parse_rate(disk_bandwidth) if isinstance(disk_bandwidth, str) else disk_bandwidth,
                 load_format=load_format,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,

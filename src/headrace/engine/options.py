@@ -22,6 +22,7 @@ class EngineOptions:
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     disk: str | None = None
+    disk_bytes_per_second: float | None = None
     load_format: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -59,6 +60,8 @@ class EngineOptions:
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
                 raise OptionError(f"{name} is {share}; expected a share from 0 to 1")
+        if self.disk_bytes_per_second is not None and self.disk_bytes_per_second <= 0:
+            raise OptionError(f"disk_bandwidth is {self.disk_bytes_per_second}; expected something like 1GB/s")
         if self.max_model_len == 1:
             raise OptionError("max_model_len is 1; expected at least 2: one token of prompt and one of answer")
 

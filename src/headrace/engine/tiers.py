@@ -16,6 +16,7 @@ from headrace.storage.device_memory import default_limit_bytes
 from headrace.storage.folders import DiskTier, parse_disk
 from headrace.storage.process_memory import release_freed_memory, resident_bytes
 from headrace.storage.simulated_device import SimulatedLink, parse_simulated
+from headrace.storage.throttle import Throttle
 from headrace.trace import NoTrace, Trace, TraceFile
 
 CPU = torch.device("cpu")
@@ -29,6 +30,7 @@ class Tiers:
         device: that computes, as torch names it; the CPU for a simulated one.
         device_budget: the host's own where the CPU computes.
         link: between host and a simulated device.
+        throttle: on what sweeps read from disk and write there.
     """
 
     device: torch.device
@@ -36,6 +38,7 @@ class Tiers:
     device_budget: Budget
     disk: DiskTier
     link: SimulatedLink | None
+    throttle: Throttle | None
     trace: Trace
 
     @property
@@ -94,5 +97,6 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
         device_budget=device_budget,
         disk=parse_disk(options.disk),
         link=link,
+        throttle=None if options.disk_bytes_per_second is None else Throttle(options.disk_bytes_per_second),
         trace=trace,
     )

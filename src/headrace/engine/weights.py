@@ -93,7 +93,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
     """Prepares all layers and the head to be streamed, and the embedding to be read by rows; loads what is left.
 
     What cannot be streamed from the checkpoint's own files is copied to the disk tier first, unless the copy is there
-    already.
+    already. All that sweeps read passes the throttle of the disk tier.
 
     Raises:
         BudgetError: not even that fits.
@@ -109,7 +109,7 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
     slot_bytes = max(image.num_bytes for image in images.values())
     heads = row_images("head", _head_sources(weights), slot_bytes)
     images |= {Point("head", index): image for index, image in enumerate(heads)}
-    reader, embedding_reader = DiskReader(trace=tiers.trace), RangeReader()
+    reader, embedding_reader = DiskReader(throttle=tiers.throttle, trace=tiers.trace), RangeReader(tiers.throttle)
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -29,7 +30,8 @@ from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap, torch_dtype_name
 from headrace.models.weights import WeightLoader
-from headrace.storage.folders import DiskTier
+from headrace.storage.folders import WEIGHTS_FOLDER, DiskTier
+from headrace.storage.own_files import copy_metadata
 from headrace.units import format_bytes
 
 _FORMAT = 1
@@ -57,7 +59,7 @@ def with_copies(
         CheckpointError: the checkpoint cannot be read.
     """
     groups = groups_to_copy(weights)
-    folder = disk.folder / "weights"
+    folder = disk.folder / WEIGHTS_FOLDER
     files = {group: _file(folder, weights.in_group(group)) for group in groups}
     missing = [group for group in groups if not _is_complete(files[group], weights.in_group(group))]
     if missing:
@@ -65,9 +67,10 @@ def with_copies(
         num_bytes = sum(weights.group_bytes(group) for group in missing)
         disk.require("a copy of the weights in the form in which they run", num_bytes)
         note(f"writing {format_bytes(num_bytes)} of weights in their running form to {folder}, once")
+        metadata = _metadata(model, weights)
         with WeightLoader(model, weights) as loader:
             for group in missing:
-                _write(loader, model, weights, group, files[group])
+                _write(loader, model, weights, group, files[group], metadata)
     parameters = dict(weights.parameters)
     for group in groups:
         for entry in read_header(files[group]):
@@ -75,7 +78,7 @@ def with_copies(
     return replace(weights, parameters=parameters)
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors of host memory to a safetensors file, in their order; it has its name only once it is whole.
 
     Raises:
@@ -85,7 +88,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(temporary) as stream:
-            stream.write(header_bytes(tensor_shape(name, tensor) for name, tensor in tensors.items()))
+            stream.write(header_bytes([tensor_shape(name, tensor) for name, tensor in tensors.items()], metadata))
             for tensor in tensors.values():
                 flat = tensor.detach().contiguous().view(-1)
                 if flat.numel():
@@ -105,11 +108,18 @@ def tensor_shape(name: str, tensor: torch.Tensor) -> TensorShape:
     return TensorShape(name=name, dtype=torch_dtype_name(tensor.dtype), shape=tuple(tensor.shape))
 
 
-def _write(loader: WeightLoader, model: PreTrainedModel, weights: WeightMap, group: Group, file: Path) -> None:
+def _write(
+    loader: WeightLoader,
+    model: PreTrainedModel,
+    weights: WeightMap,
+    group: Group,
+    file: Path,
+    metadata: Mapping[str, str],
+) -> None:
     loader.load(group)
     try:
         tensors = model.state_dict()
-        write_tensors(file, {source.name: tensors[source.name] for source in weights.in_group(group)})
+        write_tensors(file, {source.name: tensors[source.name] for source in weights.in_group(group)}, metadata)
     finally:
         loader.release(group)
 
@@ -132,6 +142,25 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError), left.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its writer lives
             left.unlink()
+
+
+def _metadata(model: PreTrainedModel, weights: WeightMap) -> dict[str, str]:
+    """Says whose copies these are, for people; it does not decide which file is taken."""
+    sources = [source for source in weights.parameters.values() if source.group != "rest"]
+    name = f"random weights of {model.config.model_type}"
+    for source in sources:
+        match source.content:
+            case Gather(pieces=(piece, *_)):
+                name = str(piece.entry.file.parent.absolute())
+            case Conversion(inputs=((_, entry), *_)):
+                name = str(entry.file.parent.absolute())
+            case _:
+                continue
+        break
+    num_bytes: Counter[str] = Counter()
+    for source in sources:
+        num_bytes[source.dtype] += source.num_bytes
+    return copy_metadata(name, num_bytes.most_common(1)[0][0])
 
 
 def _file(folder: Path, sources: Iterable[ParameterSource]) -> Path:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 
 from headrace.planner.hardware import Hardware
+from headrace.planner.timing import best_seconds
 from headrace.storage.device_memory import device_available_bytes
 from headrace.units import MIB
 
@@ -15,7 +13,6 @@ _TOKENS = 512
 _WIDTH = 2048
 _WEIGHT_BYTES = 256 * MIB
 """More than caches hold, so that a product of one token reads its weights from memory."""
-_REPEATS = 3
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -23,7 +20,7 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     with torch.inference_mode():
         weight = torch.randn(_WIDTH, _WIDTH, device=device).to(dtype)
         tokens = torch.randn(_TOKENS, _WIDTH, device=device).to(dtype)
-        seconds = _seconds(device, lambda: torch.nn.functional.linear(tokens, weight))
+        seconds = best_seconds(device, lambda: torch.nn.functional.linear(tokens, weight))
     return 2 * _TOKENS * weight.numel() / seconds
 
 
@@ -37,8 +34,8 @@ def calibrate(device: torch.device, dtype: torch.dtype) -> Hardware:
         weights = [first.clone() for _ in range(_WEIGHT_BYTES // first.nbytes)]
         many = torch.randn(_TOKENS, _WIDTH, dtype=dtype, device=device)
         one = many[:1]
-        large = _seconds(device, lambda: torch.nn.functional.linear(many, weights[0]))
-        small = _seconds(device, lambda: [torch.nn.functional.linear(one, weight) for weight in weights])
+        large = best_seconds(device, lambda: torch.nn.functional.linear(many, weights[0]))
+        small = best_seconds(device, lambda: [torch.nn.functional.linear(one, weight) for weight in weights])
     num_bytes = sum(weight.nbytes for weight in weights)
     return Hardware(
         device=str(device),
@@ -46,15 +43,3 @@ def calibrate(device: torch.device, dtype: torch.dtype) -> Hardware:
         memory_rate=num_bytes / small,
         memory_bytes=device_available_bytes(device),
     )
-
-
-def _seconds(device: torch.device, run: Callable[[], object]) -> float:
-    run()  # allocations and kernel selection
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the clock must see the end of the work
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -89,6 +89,11 @@ class DiskReader:
         """The rate of all that was read so far, over the time in which anything was being read."""
         return self._busy.num_bytes / max(self._busy.seconds, 1e-9)
 
+    @property
+    def throttle(self) -> Throttle | None:
+        """What all reads pass, where they are limited."""
+        return self._throttle
+
     def open(self, file: Path) -> None:
         """Opens a file before it is needed, so that a missing one is found now.
 

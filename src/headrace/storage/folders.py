@@ -14,6 +14,8 @@ from headrace.units import MIB, format_bytes, parse_bytes
 
 _SPARE_BYTES = 64 * MIB
 """Left free on every disk."""
+WEIGHTS_FOLDER, CALIBRATIONS_FOLDER = "weights", "calibrations"
+"""What lies where in a folder that Headrace writes into."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +77,7 @@ def parse_disk(text: str | None) -> DiskTier:
         OptionError: what stands after the last colon is no size.
     """
     if text is None:
-        return DiskTier(folder=_cache_folder())
+        return DiskTier(folder=cache_folder())
     folder, colon, size = text.rpartition(":")
     if not colon:
         return DiskTier(folder=Path(text).expanduser())
@@ -84,7 +86,7 @@ def parse_disk(text: str | None) -> DiskTier:
     return DiskTier(folder=Path(folder).expanduser(), limit_bytes=parse_bytes(size))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """`$HEADRACE_CACHE`, or `headrace` in the folder that the desktop standard names for caches."""
     own = os.environ.get("HEADRACE_CACHE")
     if own:

@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -43,14 +43,24 @@ def peak_resident_bytes() -> int:
 def available_bytes() -> int:
     """Returns what this process could still take: of the machine, and of its container where that is less."""
     available: int = psutil.virtual_memory().available
+    return min([available, *(max(0, limit - usage) for limit, usage in _container_limits())])
+
+
+def container_limit_bytes() -> int | None:
+    """Returns what the container around this process may use of the machine's memory; None where that is all of it."""
+    limit = min((limit for limit, _ in _container_limits()), default=None)
+    return None if limit is None or limit >= psutil.virtual_memory().total else limit
+
+
+def _container_limits() -> Iterator[tuple[int, int]]:
+    """The limits that are set, and what is used of each."""
     for limit_file, usage_file in _CGROUP_LIMITS:
         try:
             limit, usage = limit_file.read_text().strip(), usage_file.read_text().strip()
         except OSError:
             continue
         if limit.isdigit():
-            available = min(available, max(0, int(limit) - int(usage)))
-    return available
+            yield int(limit), int(usage)
 
 
 def peak_growth_bytes(run: Callable[[], object]) -> int:

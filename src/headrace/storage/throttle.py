@@ -1,4 +1,4 @@
-"""A limit on a rate of bytes, for tests, simulated devices, and to be a good neighbour."""
+"""A limit on a rate of bytes, for tests, simulated devices, and to be a good neighbour. Any number of threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Throttle:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._rate = bytes_per_second
+        self.bytes_per_second = bytes_per_second
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -26,7 +26,7 @@ class Throttle:
     def pass_bytes(self, num_bytes: int) -> None:
         """Returns when `num_bytes`, begun now, would have passed at the limit."""
         with self._lock:
-            self._free_at = max(self._free_at, self._clock()) + num_bytes / self._rate
+            self._free_at = max(self._free_at, self._clock()) + num_bytes / self.bytes_per_second
             free_at = self._free_at
         if (remaining := free_at - self._clock()) > 0:
             self._sleep(remaining)

@@ -82,6 +82,11 @@ def test_without_a_command_the_help_is_shown_as_a_mistake(capsys: pytest.Capture
             "see headrace run --help",
         ),
         (
+            ["run", "in", "-o", "out", "--model", "m", "--disk-bandwidth", "1GB"],
+            "headrace: argument --disk-bandwidth: not a rate: '1GB'; expected something like 1GB/s or 500MiB/s; "
+            "see headrace run --help",
+        ),
+        (
             ["generate", "--model", "m", "--top-p", "2", "x"],
             "headrace: --top-p: top_p is 2.0; expected a number from 0 to 1",
         ),

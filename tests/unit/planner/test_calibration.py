@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
-from headrace.planner import calibration
 from headrace.planner.calibration import calibrate
 from headrace.storage.device_memory import device_available_bytes
 from headrace.storage.process_memory import peak_growth_bytes
@@ -26,14 +23,6 @@ def test_rates_are_those_of_a_machine() -> None:
 
 def test_measuring_takes_about_its_weights() -> None:
     assert peak_growth_bytes(lambda: calibrate(CPU, torch.float32)) < 600 * MIB
-
-
-def test_the_best_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 29.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    calls: list[int] = []
-    assert calibration._seconds(CPU, lambda: calls.append(1)) == 2.0
-    assert len(calls) == 4  # one more, that is not timed
 
 
 @pytest.mark.gpu

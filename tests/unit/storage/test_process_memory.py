@@ -11,6 +11,7 @@ import pytest
 from headrace.storage import process_memory
 from headrace.storage.process_memory import (
     available_bytes,
+    container_limit_bytes,
     peak_growth_bytes,
     peak_resident_bytes,
     release_freed_memory,
@@ -94,9 +95,11 @@ def test_a_container_s_limit_bounds_what_is_available(tmp_path: Path, monkeypatc
     usage.write_text(f"{30 * MIB}\n")
     limit.write_text(f"{50 * MIB}\n")
     assert available_bytes() == 20 * MIB
+    assert container_limit_bytes() == 50 * MIB
     limit.write_text(f"{20 * MIB}\n")
     assert available_bytes() == 0
     limit.write_text("max\n")
     assert available_bytes() > 64 * MIB
+    assert container_limit_bytes() is None
     limit.unlink()
     assert available_bytes() > 64 * MIB

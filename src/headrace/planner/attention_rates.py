@@ -1,0 +1,84 @@
+"""How fast the engine's attention runs, for decoding rows and for a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from headrace.attention.grouped import GroupedAttention
+from headrace.attention.ragged import KVPages, RaggedLayout
+from headrace.attention.rule import AttentionRule
+from headrace.planner.calibration_record import AttentionRate
+from headrace.planner.timing import best_seconds
+from headrace.units import MIB
+
+_BLOCK_TOKENS = 32
+_DECODE_CONTEXT, _PREFILL_TOKENS = 1024, 512
+_KV_BYTES, _MOST_ROWS = 128 * MIB, 32
+_ENOUGH_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionShape:
+    """One layer's heads. `latent`: values are the first numbers of the keys (see `AttentionSpec`)."""
+
+    num_heads: int
+    num_kv_heads: int
+    key_width: int
+    value_width: int
+    latent: bool = False
+
+
+STANDARD_ATTENTION = AttentionShape(num_heads=32, num_kv_heads=8, key_width=128, value_width=128)
+"""That of an 8B Llama."""
+
+
+def measure_attention(device: torch.device, dtype: torch.dtype, shape: AttentionShape) -> Iterator[AttentionRate]:
+    """Yields the rates of a micro-batch of decoding rows and of one of a prompt's first 512 tokens."""
+    numbers = shape.num_kv_heads * (shape.key_width + (0 if shape.latent else shape.value_width))
+    num_rows = max(1, min(_MOST_ROWS, _KV_BYTES // (_DECODE_CONTEXT * numbers * dtype.itemsize)))
+    with torch.inference_mode():
+        yield _measure(device, dtype, shape, "decode", num_rows, 1, _DECODE_CONTEXT)
+        yield _measure(device, dtype, shape, "prefill", 1, _PREFILL_TOKENS, _PREFILL_TOKENS)
+
+
+def _measure(
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: AttentionShape,
+    kind: Literal["decode", "prefill"],
+    num_rows: int,
+    num_queries: int,
+    context: int,
+) -> AttentionRate:
+    num_blocks = num_rows * context // _BLOCK_TOKENS
+    keys = torch.ones(num_blocks, shape.num_kv_heads, _BLOCK_TOKENS, shape.key_width, device=device, dtype=dtype)
+    values = None if shape.latent else torch.ones_like(keys[..., :1]).expand(*keys.shape[:3], shape.value_width).clone()
+    pages = KVPages(keys=keys, values=values, value_width=shape.value_width)
+    table = np.arange(num_blocks, dtype=np.int64).reshape(num_rows, -1)
+    starts = np.full(num_rows, context - num_queries, dtype=np.int64)
+    lengths = np.full(num_rows, num_queries, dtype=np.int64)
+    query = torch.randn(num_rows * num_queries, shape.num_heads, shape.key_width, device=device).to(dtype)
+    attention, rule = GroupedAttention(), AttentionRule(scale=shape.key_width**-0.5)
+    layout = RaggedLayout.build(
+        block_tokens=_BLOCK_TOKENS, starts=starts, lengths=lengths, block_table=table, device=device
+    )
+    seconds = best_seconds(device, lambda: attention.attend(query, pages, layout, rule), enough_seconds=_ENOUGH_SECONDS)
+    num_pairs = num_rows * sum(range(context - num_queries + 1, context + 1))
+    return AttentionRate(
+        kind=kind,
+        dtype=str(dtype).removeprefix("torch."),
+        num_rows=num_rows,
+        tokens_per_row=num_queries,
+        context_tokens=context,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        key_width=shape.key_width,
+        value_width=shape.value_width,
+        operations_per_second=2 * num_pairs * shape.num_heads * (shape.key_width + shape.value_width) / seconds,
+        kv_bytes_per_second=(keys.nbytes + (0 if values is None else values.nbytes)) / seconds,
+    )

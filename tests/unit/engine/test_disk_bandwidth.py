@@ -1,0 +1,104 @@
+"""`disk_bandwidth` holds for all that sweeps read of a streamed model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from headrace.checkpoint.checkpoint import Checkpoint
+from headrace.engine import weights as engine_weights
+from headrace.engine.llm import LLM
+from headrace.engine.weights import open_stream
+from headrace.errors import BudgetError, OptionError
+from headrace.executor.weight_stream import WeightStream
+from headrace.models.layer_image import LayerImage
+from headrace.models.layer_table import layer_table
+from headrace.models.skeleton import build_skeleton
+from headrace.models.weight_map import build_weight_map
+from headrace.planner.calibration_store import save_calibration
+from headrace.planner.disk import device_id
+from headrace.planner.machine import identify_machine
+from headrace.planner.placement import Rates
+from headrace.storage.budget import Budget
+from headrace.storage.disk_reader import DiskReader, FileRange
+from headrace.storage.folders import DiskTier
+from headrace.storage.throttle import Throttle
+from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, save_tiny, write_tokenizer
+from tests.unit.planner.calibrations import made_up
+
+
+class Clock:
+    """Time that passes only while someone sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_layers_head_and_embedding_rows_all_pass_the_throttle(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    model = build_skeleton(tmp_path, torch.float32)
+    weights = build_weight_map(model, Checkpoint.open(tmp_path))
+    clock = Clock()
+    throttle = Throttle(1000, clock=clock.read, sleep=clock.sleep)
+    budget = Budget(tier="host", limit_bytes=1 << 40, option="--memory")
+    placed = open_stream(model, layer_table(model.config), weights, budget, DiskTier(folder=tmp_path), throttle)
+    try:
+        assert placed.stream is not None
+        placed.stream.follow(placed.points)
+        for point in placed.points:
+            placed.stream.bring(point)
+        assert clock.now >= placed.streamed_bytes / 1000
+    finally:
+        placed.close()
+    before = clock.now
+    model.get_input_embeddings().__dict__["real"](torch.tensor([[3, 9, 3]]))
+    assert clock.now == pytest.approx(before + 2 * HIDDEN_SIZE * 4 / 1000)
+
+
+def test_the_option_reaches_the_reader(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12}
+    LlamaForCausalLM(LlamaConfig(**{**TINY_CONFIGS["llama"], **sizes})).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path, TINY_CONFIGS["llama"]["vocab_size"])
+    with pytest.raises(BudgetError) as refused:
+        LLM(tmp_path, memory="1MiB", dtype="float32")
+    enough = re.search(r"give --memory (\S+) or more", str(refused.value))
+    assert enough is not None
+    with LLM(tmp_path, memory=enough[1], dtype="float32", disk_bandwidth="800GB/s") as llm:
+        assert llm._engine is not None
+        stream = llm._engine.executor.weights
+        assert isinstance(stream, WeightStream)
+        throttle = stream._reader.throttle
+        assert throttle is not None and throttle.bytes_per_second == 800e9
+        assert llm.generate([[1, 2, 3]])[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("rate", ["quick", 0, -1.5])
+def test_a_rate_that_cannot_be_is_refused_before_anything_is_loaded(rate: str | float, tmp_path: Path) -> None:
+    with pytest.raises(OptionError):
+        LLM(tmp_path / "none", disk_bandwidth=rate)
+
+
+def test_the_last_calibration_stands_for_measuring_anew_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_weights, "measure_matrix_rate", lambda *_: 5.0)
+    (tmp_path / "weights").write_bytes(bytes(100))
+    part = FileRange(file=tmp_path / "weights", offset=0, num_bytes=100, target=0, direct=False)
+    image = LayerImage(what="layer 0", num_bytes=100, ranges=(part,), tensors=())
+    with DiskReader() as free, DiskReader(throttle=Throttle(1e6)) as limited:
+        assert engine_weights._rates(free, image, torch.float32).matrix == 5.0
+        save_calibration(made_up(machine=identify_machine(), disk_id=device_id(tmp_path)))
+        assert engine_weights._rates(free, image, torch.float32) == Rates(disk=1.5e9, matrix=90e9)
+        assert engine_weights._rates(limited, image, torch.float32) == Rates(disk=1e6, matrix=90e9)
+        assert engine_weights._rates(free, image, torch.float16).matrix == 5.0
