@@ -66,9 +66,7 @@ def test_weights_that_are_not_there_are_refused() -> None:
 def test_changed_modules_are_refused_by_name() -> None:
     model = make_tiny_model("llama")
     model.lm_head = Linear4bit(64, 97, bias=False)
-    with pytest.raises(
-        UnsupportedModelError, match=r"quantized or changed modules, among them lm_head \(Linear4bit \[97, 64\]\)"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"quantized or changed .* lm_head \(Linear4bit \[97, 64\]\)"):
         check_loaded_weights(model)
 
 
