@@ -79,6 +79,16 @@ class DiskReader:
         """The rate of all that was read so far, over the time in which anything was being read."""
         return self._busy.num_bytes / max(self._busy.seconds, 1e-9)
 
+    @property
+    def num_bytes(self) -> int:
+        """All that was read so far."""
+        return self._busy.num_bytes
+
+    @property
+    def busy_seconds(self) -> float:
+        """The time so far in which anything was being read."""
+        return self._busy.seconds
+
     def open(self, file: Path) -> None:
         """Opens a file before it is needed, so that a missing one is found now.
 

@@ -1,0 +1,84 @@
+"""Systems in processes of their own: a request goes in as JSON, what was measured comes back as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_IO = Path("/proc/self/io")
+_LAST_CHARACTERS = 400
+
+Figures = dict[str, Any]
+"""What a process measured, or `{"failed": why}`."""
+
+
+def measure_in_process(module: str, request: Figures, *, join: Callable[[], None] | None = None) -> Figures:
+    """Runs `python -m module` with `request` on its standard input, and returns the last line that it prints.
+
+    Args:
+        join: called in the new process before it starts, to put it under a cap.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        preexec_fn=join,
+    )
+    if done.returncode < 0:
+        return {"failed": f"ended by signal {-done.returncode}{' (out of memory)' if done.returncode == -9 else ''}"}
+    if done.returncode:
+        return {"failed": done.stderr.strip()[-_LAST_CHARACTERS:]}
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def serve(measure: Callable[[Figures], Figures]) -> None:
+    """The other end of `measure_in_process`."""
+    print(json.dumps(measure(json.load(sys.stdin))), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageTraffic:
+    """What this process has read from and written to disks so far, as the kernel counts it; None where it does not."""
+
+    read_bytes: int | None
+    written_bytes: int | None
+
+    @classmethod
+    def now(cls) -> StorageTraffic:
+        try:
+            lines = dict(line.split(": ") for line in _IO.read_text().splitlines())
+        except OSError:
+            return cls(None, None)
+        return cls(int(lines["read_bytes"]), int(lines["write_bytes"]))
+
+    def since(self) -> Figures:
+        """Returns what came since, as figures of a result."""
+        now = StorageTraffic.now()
+        return {
+            "storage_read_bytes": _difference(now.read_bytes, self.read_bytes),
+            "storage_written_bytes": _difference(now.written_bytes, self.written_bytes),
+        }
+
+
+def _difference(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else now - before
+
+
+def set_threads(number: int | None) -> None:
+    """Lets torch use `number` threads; as many as it likes for None."""
+    if number is not None:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        import torch
+
+        torch.set_num_threads(number)
