@@ -71,13 +71,14 @@ def _own_group(mounts: Path, own: Path) -> Path | str:
 
 
 def _make(own: Path, limit_bytes: int) -> Path | str:
-    """Makes the group below the own one, or beside it, since a group with processes may not have bounded children."""
+    """Makes the group below the own one or beside it, wherever children may bound memory already; changes no other."""
     why = ""
     for parent in (own, own.parent):
         group = parent / f"headrace-benchmark-{os.getpid()}"
         try:
             if "memory" not in (parent / "cgroup.subtree_control").read_text().split():
-                (parent / "cgroup.subtree_control").write_text("+memory")
+                why = f"{parent} does not let its children bound memory"
+                continue
             group.mkdir()
         except OSError as error:
             why = f"{error.filename}: {error.strerror}"

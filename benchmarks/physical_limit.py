@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from benchmarks.dummy_model import LlamaShape
@@ -40,42 +40,34 @@ def bucket(num_tokens: int) -> int:
     return 1 << max(0, num_tokens - 1).bit_length()
 
 
-def limit(run: Figures, shape: LlamaShape, rates: Sequence[Figures]) -> Limit:
-    """Holds a run of Headrace against the rates that were measured around it: their means.
+def buckets(run: Figures) -> list[int]:
+    """All numbers of tokens at which rates are to be measured for a run."""
+    return sorted({bucket(tokens) for tokens in _micro_batches(run)})
 
-    Matrix products of a micro-batch run at the rate of the next power of two of tokens, which is rather higher.
+
+def limit(run: Figures, shape: LlamaShape, *, disk: float, matrix: Mapping[str, float]) -> Limit:
+    """Holds a run of Headrace against rates that were measured beside it.
+
+    Args:
+        disk: bytes per second.
+        matrix: operations per second by number of tokens, at all of the run's `buckets`: that of the next power of two
+            is rather higher than a micro-batch's own.
     """
-    disk = _mean(rate["disk"] for rate in rates)
-    by_bucket = {int(tokens): _mean(rate["matrix"][tokens] for rate in rates) for tokens in rates[0]["matrix"]}
-    num_tokens = _tokens(run)
+    rates = {int(tokens): rate for tokens, rate in matrix.items()}
     layers = 2.0 * shape.num_hidden_layers * shape.layer_numbers
     head = 2.0 * shape.head_numbers * run["sampled_tokens"]
-    computing = sum(
-        tokens * count * layers / by_bucket[bucket(tokens)] for tokens, count in _micro_batches(run).items()
-    ) + head / max(by_bucket.values())
+    by_tokens = _micro_batches(run)
+    computing = sum(tokens * count * layers / rates[bucket(tokens)] for tokens, count in by_tokens.items())
     read_bytes = run["bytes_per_sweep"] * run["sweeps"]
     return Limit(
         read_bytes=read_bytes,
         disk_bytes_per_second=disk,
         reading_seconds=read_bytes / disk,
-        operations=layers * num_tokens + head,
-        computing_seconds=computing,
+        operations=layers * sum(tokens * count for tokens, count in by_tokens.items()) + head,
+        computing_seconds=computing + head / max(rates.values()),
     )
 
 
-def buckets(most_tokens: int) -> list[int]:
-    """All numbers of tokens at which rates are to be measured, for micro-batches of up to `most_tokens`."""
-    return [1 << power for power in range(bucket(most_tokens).bit_length())]
-
-
-def _micro_batches(run: Figures) -> Mapping[int, int]:
+def _micro_batches(run: Figures) -> dict[int, int]:
+    """How often the run had a micro-batch of so many tokens."""
     return {int(tokens): count for tokens, count in run["micro_batches_of_tokens"].items()}
-
-
-def _tokens(run: Figures) -> int:
-    return sum(tokens * count for tokens, count in _micro_batches(run).items())
-
-
-def _mean(values: Iterable[float]) -> float:
-    all_values = list(values)
-    return sum(all_values) / len(all_values)

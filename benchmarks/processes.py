@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,12 +72,3 @@ class StorageTraffic:
 
 def _difference(now: int | None, before: int | None) -> int | None:
     return None if now is None or before is None else now - before
-
-
-def set_threads(number: int | None) -> None:
-    """Lets torch use `number` threads; as many as it likes for None."""
-    if number is not None:
-        os.environ["OMP_NUM_THREADS"] = str(number)
-        import torch
-
-        torch.set_num_threads(number)

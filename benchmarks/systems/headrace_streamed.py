@@ -133,7 +133,9 @@ def _rows_at_a_time(engine: Engine, row_tokens: int) -> int:
     """As many rows of `row_tokens` as the cache holds to their ends, and a sweep takes."""
     cache = engine.scheduler._cache
     blocks_per_row = -(-row_tokens // cache.block_tokens)
-    return max(1, min(engine.scheduler.limits.max_num_seqs, *(pool.num_blocks // blocks_per_row for pool in cache.pools)))
+    return max(
+        1, min(engine.scheduler.limits.max_num_seqs, *(pool.num_blocks // blocks_per_row for pool in cache.pools))
+    )
 
 
 def _least_memory(request: Figures) -> int:
