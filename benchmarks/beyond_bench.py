@@ -10,6 +10,7 @@ from benchmarks.beyond_cases import Case
 from benchmarks.memory_cap import MemoryCap
 from benchmarks.physical_limit import buckets, limit
 from benchmarks.processes import Figures, measure_in_process
+from benchmarks.weight_files import weight_files
 
 _HEADRACE = "benchmarks.systems.headrace_streamed"
 _ACCELERATE = "benchmarks.systems.accelerate_offload"
@@ -40,12 +41,14 @@ class Bench:
             "prompt_tokens": case.prompt_tokens,
             "new_tokens": case.new_tokens,
         }
-        if memory_bytes is None:
-            memory_bytes = int(_checked(self._run_headrace({}, memory=None, rows=0, cap=None))["memory"])
-        self.memory_bytes = memory_bytes
         sizes = _checked(self._run_headrace({}, memory=memory_bytes, rows=0, cap=None))
+        self.memory_bytes = int(sizes["memory_bytes"])
         self.default_rows_at_a_time = int(sizes["rows_at_a_time"])
         self.rows = rows or min(2 * self.default_rows_at_a_time, case.most_rows)
+
+    def weight_files(self) -> list[Path]:
+        """Returns all files that systems read weights from."""
+        return [*weight_files(self._model), *sorted(self._work.glob("offloaded/*.dat"))]
 
     def headrace(self, options: Mapping[str, int], cap: MemoryCap | None) -> Figures:
         """Lets Headrace answer all rows, with `options` of `LLM` beside the budget."""
@@ -83,19 +86,22 @@ class Bench:
             "measured_tokens": measured_tokens,
             "offload_folder": str(self._work / "offloaded"),
         }
-        return measure_in_process(_ACCELERATE, request, join=cap.join)
+        return measure_in_process(_ACCELERATE, request, join=cap.join, beside=cap.beside)
 
     def llama_cpp(self, gguf: str, measured_tokens: int, cap: MemoryCap) -> Figures:
         """Lets llama.cpp answer one row."""
         request = {**self._request, "gguf": gguf, "measured_tokens": measured_tokens}
-        return measure_in_process(_LLAMA_CPP, request, join=cap.join)
+        return measure_in_process(_LLAMA_CPP, request, join=cap.join, beside=cap.beside)
 
     def _run_headrace(
         self, options: Mapping[str, int], *, memory: int | None, rows: int, cap: MemoryCap | None
     ) -> Figures:
         own = {"disk": str(self._work / "copies"), **options}
         request = {**self._request, "memory": memory, "rows": rows, "options": own}
-        run = measure_in_process(_HEADRACE, request, join=cap.join if cap else None)
+        if cap is None:
+            run = measure_in_process(_HEADRACE, request)
+        else:
+            run = measure_in_process(_HEADRACE, request, join=cap.join, beside=cap.beside)
         return {"failed": run["refused"]} if "refused" in run else run
 
     def _rates(self, tokens: list[int]) -> Figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.dummy_model import LlamaShape
+from benchmarks.llama_shape import LlamaShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ def main() -> int:
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-beyond-")))
         bench, model_bytes = _prepare(CASES[args.case], args, work)
-        cap = stack.enter_context(memory_cap(int(TOLERANCE * bench.memory_bytes)))
+        cap = stack.enter_context(memory_cap(args.cap, int(TOLERANCE * bench.memory_bytes), bench.weight_files))
         runs = _runners(bench, cap, args)
         result: Figures = {
             **_provenance(),
@@ -47,11 +47,11 @@ def main() -> int:
             "shape": asdict(bench.case.shape),
             "dtype": args.dtype,
             "model_bytes": model_bytes,
-            "memory_bytes": bench.memory_bytes,
+            "budget_bytes": bench.memory_bytes,
             "prompt_tokens_per_row": bench.case.prompt_tokens,
             "generated_tokens_per_row": bench.case.new_tokens,
             "rows": bench.rows,
-            "cap": cap.figures(),
+            "rows_at_a_time": bench.default_rows_at_a_time,
         }
         measured: dict[str, Runs] = {name: [] for name in runs}
         for repeat in range(args.repeats):
@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of accelerate")
     parser.add_argument("--peer-tokens", type=int, default=4, help="tokens per row that peers generate (at least 2)")
+    parser.add_argument(
+        "--cap",
+        default="cgroup",
+        choices=("cgroup", "evict", "none"),
+        help="what bounds memory and file cache together: a cgroup where permitted, else nothing; or a thread that "
+        "empties the file cache",
+    )
     parser.add_argument("--search", action="store_true", help="try other schedules under the same budget")
     parser.add_argument("--gguf", help="the model for llama.cpp, where it is installed")
     parser.add_argument("--work", type=Path, help="folder for the model, which stays there; else a temporary one")
@@ -111,7 +118,7 @@ def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, i
 
 def _runners(bench: Bench, cap: MemoryCap, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     runs: dict[str, Callable[[], Figures]] = {"headrace": lambda: bench.headrace_and_limit(cap)}
-    if cap.group is not None:
+    if cap.kind != "none":
         runs["headrace without the cap"] = lambda: bench.headrace_and_limit(None)
     if "accelerate" in args.systems:
         for size in args.batch_sizes or bench.case.batch_sizes:

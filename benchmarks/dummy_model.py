@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,46 +14,12 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.llama_shape import LlamaShape
+from benchmarks.weight_files import drop_from_cache, weight_files
+
 _INDEX = "model.safetensors.index.json"
 _SPREAD = 0.02
 """Standard deviation of all matrices: what Llama's own initialisation uses."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LlamaShape:
-    """What decides how many bytes and operations a Llama has; named as in its config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-
-    def layer_matrices(self) -> dict[str, tuple[int, int]]:
-        """Returns the matrices of one layer, as (outputs, inputs)."""
-        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (queries, self.hidden_size),
-            "self_attn.k_proj": (keys, self.hidden_size),
-            "self_attn.v_proj": (keys, self.hidden_size),
-            "self_attn.o_proj": (self.hidden_size, queries),
-            "mlp.gate_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.up_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
-        }
-
-    @property
-    def layer_numbers(self) -> int:
-        """Numbers in the matrices of one layer."""
-        return sum(outputs * inputs for outputs, inputs in self.layer_matrices().values())
-
-    @property
-    def head_numbers(self) -> int:
-        return self.vocab_size * self.hidden_size
 
 
 def make_model(folder: Path, shape: LlamaShape, dtype: str) -> int:
@@ -71,18 +37,6 @@ def make_model(folder: Path, shape: LlamaShape, dtype: str) -> int:
     for file in weight_files(folder):
         drop_from_cache(file)
     return int(json.loads((folder / _INDEX).read_text())["metadata"]["total_size"])
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the files with weights, in the order of the layers."""
-    return sorted(folder.glob("*.safetensors"))
-
-
-def drop_from_cache(file: Path) -> None:
-    """Makes the next reader of a written file read it from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        with file.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write(folder: Path, shape: LlamaShape, dtype: str) -> None:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.dummy_model import LlamaShape, drop_from_cache, weight_files
+from benchmarks.llama_shape import LlamaShape
 from benchmarks.processes import Figures, serve
+from benchmarks.weight_files import drop_from_cache, weight_files
 
 NUM_THREADS = 2
 BLOCK_BYTES = 8 * 1024**2

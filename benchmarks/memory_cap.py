@@ -1,52 +1,113 @@
-"""A bound on a process's memory and file cache together, by a cgroup (version 2) where that is permitted."""
+"""A bound on a process's memory and file cache together, so that no system runs from cached files beyond its budget.
+
+A cgroup (version 2) is such a bound, where making one is permitted. `evict` stands in for it elsewhere: a thread looks at
+the process's memory and at what the file cache holds of the model, and empties the latter whenever both together are
+beyond the bound. Unlike a cgroup it takes a little computing, and it ends no process that is too large by itself.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.processes import Figures
+from benchmarks.weight_files import cached_bytes, drop_from_cache
+
+CapKind = Literal["cgroup", "evict", "none"]
 
 _MOUNTS, _OWN = Path("/proc/self/mounts"), Path("/proc/self/cgroup")
+_LOOK_SECONDS = 0.03
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryCap:
-    """A group to join, or the reason why there is none."""
+    """A bound that processes can be run under.
 
-    group: Path | None
+    Attributes:
+        join: called in a new process before it starts.
+        beside: given its number, a context in which it runs.
+        reason: why there is no bound; empty where there is one.
+        seen: the most that was seen, where somebody looks.
+    """
+
+    kind: CapKind
     limit_bytes: int
+    join: Callable[[], None] | None = None
+    beside: Callable[[int], AbstractContextManager[None]] = nullcontext
     reason: str = ""
-
-    def join(self) -> None:
-        """Puts the calling process under the cap; called in a new process before it starts."""
-        if self.group is not None:
-            (self.group / "cgroup.procs").write_text(str(os.getpid()))
+    seen: list[int] = field(default_factory=list)
 
     def figures(self) -> Figures:
-        if self.group is None:
+        if self.kind == "none":
             return {"kind": "none", "reason": self.reason}
-        return {"kind": "cgroup v2", "memory_max_bytes": self.limit_bytes}
+        seen = {"most_seen_bytes": max(self.seen)} if self.seen else {}
+        return {"kind": self.kind, "limit_bytes": self.limit_bytes, **seen}
 
 
 @contextmanager
-def memory_cap(limit_bytes: int, *, mounts: Path = _MOUNTS, own: Path = _OWN) -> Iterator[MemoryCap]:
-    """Makes a group of `limit_bytes` beside or below this process's own one, and removes it at the end."""
-    found = _own_group(mounts, own)
-    if isinstance(found, str):
-        yield MemoryCap(group=None, limit_bytes=limit_bytes, reason=found)
+def memory_cap(
+    kind: CapKind, limit_bytes: int, files: Callable[[], Sequence[Path]], *, mounts: Path = _MOUNTS, own: Path = _OWN
+) -> Iterator[MemoryCap]:
+    """Makes a bound of memory and file cache, and removes it at the end.
+
+    Args:
+        kind: `cgroup` comes out as no bound, with the reason, where no group can be made.
+        files: whose cached pages count, for `evict`.
+    """
+    if kind == "evict":
+        seen: list[int] = []
+        yield MemoryCap(
+            kind=kind, limit_bytes=limit_bytes, beside=lambda pid: _evicting(pid, limit_bytes, files(), seen), seen=seen
+        )
         return
-    made = _make(found, limit_bytes)
+    found = "it was asked for none" if kind == "none" else _own_group(mounts, own)
+    made = found if isinstance(found, str) else _make(found, limit_bytes)
     if isinstance(made, str):
-        yield MemoryCap(group=None, limit_bytes=limit_bytes, reason=made)
+        yield MemoryCap(kind="none", limit_bytes=limit_bytes, reason=made)
         return
     try:
-        yield MemoryCap(group=made, limit_bytes=limit_bytes)
+        yield MemoryCap(kind="cgroup", limit_bytes=limit_bytes, join=lambda: _join(made))
     finally:
         made.rmdir()
+
+
+@contextmanager
+def _evicting(pid: int, limit_bytes: int, files: Sequence[Path], seen: list[int]) -> Iterator[None]:
+    """Keeps the memory of process `pid` and the cached part of `files` below the limit, while the context lasts."""
+    ended = threading.Event()
+
+    def keep_down() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            used = _anonymous_bytes(pid) + sum(map(cached_bytes, files))
+            seen.append(max(used, seen.pop() if seen else 0))
+            if used > limit_bytes:
+                for file in files:
+                    drop_from_cache(file)
+
+    thread = threading.Thread(target=keep_down, name="file-cache", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def _join(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _own_group(mounts: Path, own: Path) -> Path | str:

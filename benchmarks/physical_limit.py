@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from benchmarks.dummy_model import LlamaShape
+from benchmarks.llama_shape import LlamaShape
 from benchmarks.processes import Figures
 
 

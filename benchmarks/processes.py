@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +20,38 @@ Figures = dict[str, Any]
 """What a process measured, or `{"failed": why}`."""
 
 
-def measure_in_process(module: str, request: Figures, *, join: Callable[[], None] | None = None) -> Figures:
+def measure_in_process(
+    module: str,
+    request: Figures,
+    *,
+    join: Callable[[], None] | None = None,
+    beside: Callable[[int], AbstractContextManager[None]] = nullcontext,
+) -> Figures:
     """Runs `python -m module` with `request` on its standard input, and returns the last line that it prints.
 
     Args:
-        join: called in the new process before it starts, to put it under a cap.
+        join: called in the new process before it starts.
+        beside: given the new process's number, a context in which it runs.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        preexec_fn=join,
-    )
-    if done.returncode < 0:
-        return {"failed": f"ended by signal {-done.returncode}{' (out of memory)' if done.returncode == -9 else ''}"}
-    if done.returncode:
-        return {"failed": done.stderr.strip()[-_LAST_CHARACTERS:]}
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=join,
+        ) as process,
+        beside(process.pid),
+    ):
+        said, complained = process.communicate(json.dumps(request))
+    if process.returncode < 0:
+        out_of_memory = " (out of memory)" if process.returncode == -signal.SIGKILL else ""
+        return {"failed": f"ended by signal {-process.returncode}{out_of_memory}"}
+    if process.returncode:
+        return {"failed": complained.strip()[-_LAST_CHARACTERS:]}
+    figures: Figures = json.loads(said.splitlines()[-1])
     return figures
 
 

@@ -5,10 +5,12 @@ Nothing is timed but the rows: from the first request to the last answer, the mo
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from benchmarks.processes import Figures, StorageTraffic, serve
@@ -23,7 +25,7 @@ from headrace.scheduler.sweep import Sweep
 from headrace.storage.process_memory import peak_resident_bytes, resident_bytes
 from headrace.units import MIB
 
-_LEAST_STEP = 8 * MIB
+_LEAST_STEP = 16 * MIB
 _LEAST_SPARE = 24 * MIB
 """Beyond the least that started: another process takes a little more or less."""
 
@@ -79,11 +81,9 @@ class SweepLog:
 
 def measure(request: Figures) -> Figures:
     """Answers `rows` random prompts, or only says what would run at a time where there are none."""
-    if request["memory"] is None:
-        return {"memory": _least_memory(request)}
     start = time.perf_counter()
     try:
-        llm = LLM(request["model"], dtype=request["dtype"], memory=request["memory"], **request["options"])
+        llm = _open(request, request["memory"]) if request["memory"] else _open_with_least(request)
     except BudgetError as error:
         return {"refused": str(error)}
     with llm:
@@ -91,12 +91,25 @@ def measure(request: Figures) -> Figures:
         row_tokens = request["prompt_tokens"] + request["new_tokens"]
         figures: Figures = {
             "description": llm.description,
+            "memory_bytes": request["memory"] or engine.governor.budget.limit_bytes + _LEAST_SPARE,
             "rows_at_a_time": _rows_at_a_time(engine, row_tokens),
             "load_seconds": time.perf_counter() - start,
         }
         if request["rows"]:
             figures |= _answer(llm, engine, request)
     return {**figures, "peak_bytes": peak_resident_bytes()}
+
+
+def _open(request: Figures, memory: int) -> LLM:
+    return LLM(request["model"], dtype=request["dtype"], memory=memory, **request["options"])
+
+
+def _open_with_least(request: Figures) -> LLM:
+    """Finds about the least memory with which the model starts."""
+    for memory in itertools.count(resident_bytes() + _LEAST_STEP, _LEAST_STEP):
+        with suppress(BudgetError):
+            return _open(request, memory)
+    raise AssertionError("some memory is enough")
 
 
 def _answer(llm: LLM, engine: Engine, request: Figures) -> Figures:
@@ -132,22 +145,8 @@ def _answer(llm: LLM, engine: Engine, request: Figures) -> Figures:
 def _rows_at_a_time(engine: Engine, row_tokens: int) -> int:
     """As many rows of `row_tokens` as the cache holds to their ends, and a sweep takes."""
     cache = engine.scheduler._cache
-    blocks_per_row = -(-row_tokens // cache.block_tokens)
-    return max(
-        1, min(engine.scheduler.limits.max_num_seqs, *(pool.num_blocks // blocks_per_row for pool in cache.pools))
-    )
-
-
-def _least_memory(request: Figures) -> int:
-    """Finds about the least memory with which the model starts."""
-    memory = resident_bytes()
-    while True:
-        memory += _LEAST_STEP
-        try:
-            with LLM(request["model"], dtype=request["dtype"], memory=memory, **request["options"]):
-                return memory + _LEAST_SPARE
-        except BudgetError:
-            continue
+    held = min(pool.num_blocks for pool in cache.pools) // -(-row_tokens // cache.block_tokens)
+    return max(1, min(engine.scheduler.limits.max_num_seqs, held))
 
 
 if __name__ == "__main__":
