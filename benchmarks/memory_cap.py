@@ -1,8 +1,8 @@
 """A bound on a process's memory and file cache together, so that no system runs from cached files beyond its budget.
 
-A cgroup (version 2) is such a bound, where making one is permitted. `evict` stands in for it elsewhere: a thread looks at
-the process's memory and at what the file cache holds of the model, and empties the latter whenever both together are
-beyond the bound. Unlike a cgroup it takes a little computing, and it ends no process that is too large by itself.
+A cgroup (version 2) is such a bound, where making one is permitted. `evict` stands in for it elsewhere: a thread looks
+at the memory of the process and at what the file cache holds of the model, and empties the latter whenever both
+together are beyond the bound. Unlike a cgroup it takes a little computing, and ends no process that is too large itself.
 """
 
 from __future__ import annotations
