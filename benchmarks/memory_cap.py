@@ -2,7 +2,7 @@
 
 A cgroup (version 2) is such a bound, where making one is permitted. `evict` stands in for it elsewhere: a thread looks
 at the memory of the process and at what the file cache holds of the model, and empties the latter whenever both
-together are beyond the bound. Unlike a cgroup it takes a little computing, and ends no process that is too large itself.
+together are beyond the bound. Unlike a cgroup it takes a little computing, and ends no process that is too large.
 """
 
 from __future__ import annotations
