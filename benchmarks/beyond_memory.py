@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -35,12 +35,16 @@ SYSTEMS = ("headrace", "accelerate", "llama.cpp")
 
 
 def main() -> int:
-    args = _parser().parse_args()
+    parser = _parser()
+    args = parser.parse_args()
+    if args.peer_tokens < 2:
+        parser.error(
+            f"--peer-tokens is {args.peer_tokens}; expected at least 2: the prefill's, and one of a later pass"
+        )
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-beyond-")))
         bench, model_bytes = _prepare(CASES[args.case], args, work)
         cap = stack.enter_context(memory_cap(args.cap, int(TOLERANCE * bench.memory_bytes), bench.weight_files))
-        runs = _runners(bench, cap, args)
         result: Figures = {
             **_provenance(),
             "case": args.case,
@@ -53,25 +57,34 @@ def main() -> int:
             "rows": bench.rows,
             "rows_at_a_time": bench.default_rows_at_a_time,
         }
-        measured: dict[str, Runs] = {name: [] for name in runs}
-        for repeat in range(args.repeats):
-            for name, run in runs.items():
-                if measured[name] and "failed" in measured[name][-1]:
-                    continue
-                measured[name].append(run())
-                _say(f"run {repeat + 1} of {args.repeats}: {name}: {_in_short(measured[name][-1])}")
-                _keep(
-                    result | summary(measured), args.output
-                )  # what was measured so far, should the next one end badly
-        result |= summary(measured)
-        for name in set(args.systems) - {"headrace"}:
-            if not any(key.startswith(name) for key in measured):
-                result["systems"][name] = missing(args.gguf)
+        systems = _runners(bench, cap, args)
+        result |= _measure(systems, args.repeats, lambda so_far: _keep(result | so_far, args.output))
+        if "llama.cpp" in args.systems and (why := missing(args.gguf)):
+            result["systems"]["llama.cpp"] = why
+        result["cap"] = cap.figures()
         if args.search:
             result["search"] = search(bench, cap, tell=_say)
         _keep(result, args.output)
     print(json.dumps(result, indent=2))
     return 0
+
+
+def _measure(systems: Mapping[str, Callable[[], Figures]], repeats: int, keep: Callable[[Figures], None]) -> Figures:
+    """Runs all systems in turn, `repeats` times, and keeps what was measured after each run.
+
+    One that failed is not tried again.
+    """
+    measured: dict[str, Runs] = {name: [] for name in systems}
+    for repeat in range(repeats):
+        for name, run in systems.items():
+            if any("failed" in figures for figures in measured[name]):
+                continue
+            figures = run()
+            measured[name].append(figures)
+            said = figures.get("failed") or f"{figures['generated_tokens_per_second']:.3f} tokens/s"
+            _say(f"run {repeat + 1} of {repeats}: {name}: {said}")
+            keep(summary(measured))
+    return summary(measured)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,10 +145,6 @@ def _provenance() -> Figures:
     said = provenance()
     versions = {name: version(name) for name in ("accelerate", "safetensors")}
     return {**said, "versions": {**said["versions"], **versions}}  # type: ignore[dict-item]
-
-
-def _in_short(run: Figures) -> str:
-    return run.get("failed") or f"{run['generated_tokens_per_second']:.3f} tokens/s"
 
 
 def _keep(result: Figures, output: Path | None) -> None:
