@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from benchmarks.beyond_cases import CASES
 from benchmarks.beyond_result import summary
 from benchmarks.llama_shape import LlamaShape
 from benchmarks.memory_cap import memory_cap
 from benchmarks.physical_limit import bucket, buckets, limit
+from benchmarks.processes import Figures
+from benchmarks.schedule_search import search
 from benchmarks.weight_files import cached_bytes, drop_from_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +104,32 @@ def test_ratios_compare_medians_and_the_best_batch() -> None:
     assert told["ratios"]["rate_to_best_accelerate"] == 2.0
     assert told["ratios"]["best_accelerate"] == "accelerate, batch 8"
     assert told["systems"]["accelerate, batch 32"] == {"runs": failed}
+
+
+class RatesByOptions:
+    """A bench whose runs are as fast as a table says."""
+
+    case = CASES["1b"]
+    default_rows_at_a_time = 8
+
+    def __init__(self, rates: dict[str, float]) -> None:
+        self.rates = rates
+
+    def headrace(self, options: Mapping[str, int], cap: object) -> Figures:
+        rate = self.rates.get(", ".join(f"{name} {value}" for name, value in options.items()), 1.0)
+        return {"failed": "does not fit"} if rate == 0 else {"generated_tokens_per_second": rate, "sweeps": 1}
+
+
+def test_the_search_tries_better_options_together_and_says_how_far_the_defaults_are_from_the_best() -> None:
+    together = "max_num_seqs 4, max_num_batched_tokens 512"
+    rates = {"": 2.0, "max_num_seqs 4": 3.0, "max_num_batched_tokens 512": 2.5, "num_micro_batches 4": 0, together: 4.0}
+    told: list[str] = []
+    found = search(RatesByOptions(rates), None, tell=told.append)  # type: ignore[arg-type]
+    assert found["best_options"] == {"max_num_seqs": 4, "max_num_batched_tokens": 512}
+    assert (found["best_generated_tokens_per_second"], found["best_to_default"]) == (4.0, 2.0)
+    assert found["default_runs"] == [2.0, 2.0]
+    assert {"options": {"num_micro_batches": 4}, "failed": "does not fit"} in found["tried"]
+    assert len(told) == len(found["tried"])
 
 
 class Groups:
