@@ -248,7 +248,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Pa
     tokenizer.save_pretrained(target)
 
 
-def save_progress(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], folder: Path, *, step: int) -> None:
+def save_progress(
+    model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], folder: Path, *, step: int
+) -> None:
     """Write what `--resume` needs beside the checkpoint: float32 weights, momentum, the step."""
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "model": model.state_dict(), "optimizers": states}, folder / PROGRESS)

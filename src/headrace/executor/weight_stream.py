@@ -85,11 +85,6 @@ class WeightStream:
         """What a sweep reads."""
         return sum(image.read_bytes for image in self._images.values())
 
-    @property
-    def reader(self) -> DiskReader:
-        """What reads for this stream; its figures count everything since it was made."""
-        return self._reader
-
     def follow(self, points: Sequence[Point]) -> None:
         if points is self._followed:
             return
