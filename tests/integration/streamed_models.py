@@ -61,7 +61,7 @@ def layer_file(folder: Path, layer: int = NUM_LAYERS // 2) -> Path:
 def streamed(folder: Path, **options: object) -> Iterator[LLM]:
     """A model all of whose layers are read from the disk in every sweep; no thread of ours stays afterwards."""
     shape = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 64}
-    with LLM(folder, **{"memory": "4GiB", "weights_in_memory": 0.0, **shape, **options}) as llm:  # type: ignore[arg-type]
+    with LLM(folder, **{"memory": "4GiB", "weights_on_device": 0.0, **shape, **options}) as llm:  # type: ignore[arg-type]
         assert "read in every sweep" in llm.description
         assert our_threads()
         yield llm

@@ -42,7 +42,7 @@ def stop_at_the_third(descriptor):
 
 
 os.fsync = stop_at_the_third
-LLM(sys.argv[1], dtype="bfloat16", memory="4GiB", weights_in_memory=0.0, disk=sys.argv[2])
+LLM(sys.argv[1], dtype="bfloat16", memory="4GiB", weights_on_device=0.0, disk=sys.argv[2])
 """
 
 

@@ -94,6 +94,16 @@ class DiskReader:
         """What all reads pass, where they are limited."""
         return self._throttle
 
+    @property
+    def num_bytes(self) -> int:
+        """All that was read so far."""
+        return self._busy.num_bytes
+
+    @property
+    def busy_seconds(self) -> float:
+        """The time so far in which anything was being read."""
+        return self._busy.seconds
+
     def open(self, file: Path) -> None:
         """Opens a file before it is needed, so that a missing one is found now.
 

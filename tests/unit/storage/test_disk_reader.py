@@ -169,3 +169,5 @@ def test_the_rate_counts_every_byte_that_was_read(reader: DiskReader, tmp_path: 
     with AlignedBuffer(10 * BLOCK) as buffer:
         reader.read("f", [whole(tmp_path / "f", 0, 10 * BLOCK, direct=True)], buffer.bytes).wait()
     assert reader.bytes_per_second > 0
+    assert reader.num_bytes == 10 * BLOCK
+    assert reader.bytes_per_second == pytest.approx(reader.num_bytes / reader.busy_seconds)

@@ -1,0 +1,104 @@
+"""What this machine does right now, without any engine: a disk's rate, and the rate of a model's matrix products.
+
+Run by `beyond_memory` in a process of its own, just before and just after what is held against it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.llama_shape import LlamaShape
+from benchmarks.processes import Figures, serve
+from benchmarks.weight_files import drop_from_cache, weight_files
+
+NUM_THREADS = 2
+BLOCK_BYTES = 8 * 1024**2
+_LONGEST_SECONDS = 4.0
+_REPEATS = 3
+_PAGE_BYTES = 4096
+
+
+def measure(request: Figures) -> Figures:
+    """Returns `disk` in bytes per second, and `matrix` in operations per second by number of tokens."""
+    start = time.time()
+    disk = disk_rate(weight_files(Path(request["model"])))
+    shape = LlamaShape(**request["shape"])
+    sizes = list(shape.layer_matrices().values())
+    matrix = {tokens: matrix_rate(sizes, tokens, request["dtype"]) for tokens in request["tokens"]}
+    return {"started": start, "disk": disk, "matrix": matrix}
+
+
+def disk_rate(files: Sequence[Path]) -> float:
+    """Reads `files` past the file cache, for some seconds at most, and returns bytes per second."""
+    blocks: queue.SimpleQueue[tuple[Path, int]] = queue.SimpleQueue()
+    for file in files:
+        drop_from_cache(file)  # for file systems without direct reads
+        for offset in range(0, file.stat().st_size, BLOCK_BYTES):
+            blocks.put((file, offset))
+    counts = [0] * NUM_THREADS
+    start = time.perf_counter()
+
+    def work(number: int) -> None:
+        buffer = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+        opened: dict[Path, int] = {}
+        while time.perf_counter() - start < _LONGEST_SECONDS:
+            try:
+                file, offset = blocks.get_nowait()
+            except queue.Empty:
+                break
+            if file not in opened:
+                opened[file] = _open(file)
+            done = 0
+            # A count that is no multiple of a page is the file's end; no direct read may begin there.
+            while done < BLOCK_BYTES and done % _PAGE_BYTES == 0:
+                count = os.preadv(opened[file], [buffer[done:]], offset + done)
+                if count == 0:
+                    break
+                done += count
+            counts[number] += done
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(NUM_THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - start)
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+    except OSError:  # a file system without direct reads
+        return os.open(file, os.O_RDONLY)
+
+
+def matrix_rate(sizes: Sequence[tuple[int, int]], num_tokens: int, dtype: str) -> float:
+    """Returns operations per second over all matrices of a layer, the best of some rounds.
+
+    The best, since a limit is to be a bound, and other work on the machine only ever adds to a round.
+    """
+    import torch
+
+    with torch.inference_mode():
+        made = getattr(torch, dtype)
+        weights = [torch.empty(size, dtype=made).normal_(std=0.02) for size in sizes]
+        tokens = {inputs: torch.randn(num_tokens, inputs).to(made) for _, inputs in sizes}
+        times = []
+        for _ in range(1 + _REPEATS):  # the first one chooses kernels and is not counted
+            start = time.perf_counter()
+            for weight in weights:
+                torch.nn.functional.linear(tokens[weight.shape[1]], weight)
+            times.append(time.perf_counter() - start)
+    return 2 * num_tokens * sum(weight.numel() for weight in weights) / min(times[1:])
+
+
+if __name__ == "__main__":
+    serve(measure)

@@ -1,0 +1,73 @@
+"""How fast a run could have been: no faster than its bytes come from the disk, nor than its products are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from benchmarks.llama_shape import LlamaShape
+from benchmarks.processes import Figures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """The least time for a run's own sweeps, which were chosen by its schedule.
+
+    Attributes:
+        read_bytes: of weights that were not in memory, once per sweep.
+        operations: of matrix products: of the layers for every token, of the head for every token that was sampled.
+            Attention, norms and sampling are left out, which makes the limit rather too fast than too slow.
+    """
+
+    read_bytes: int
+    disk_bytes_per_second: float
+    reading_seconds: float
+    operations: float
+    computing_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Reading and computing overlap at best."""
+        return max(self.reading_seconds, self.computing_seconds)
+
+    def figures(self) -> Figures:
+        bound = "disk" if self.reading_seconds >= self.computing_seconds else "matrix products"
+        return {**asdict(self), "seconds": self.seconds, "bound_by": bound}
+
+
+def bucket(num_tokens: int) -> int:
+    """The number of tokens at which the rate of a micro-batch is measured: the next power of two."""
+    return 1 << max(0, num_tokens - 1).bit_length()
+
+
+def buckets(run: Figures) -> list[int]:
+    """All numbers of tokens at which rates are to be measured for a run."""
+    return sorted({bucket(tokens) for tokens in _micro_batches(run)})
+
+
+def limit(run: Figures, shape: LlamaShape, *, disk: float, matrix: Mapping[str, float]) -> Limit:
+    """Holds a run of Headrace against rates that were measured beside it.
+
+    Args:
+        disk: bytes per second.
+        matrix: operations per second by number of tokens, at all of the run's `buckets`: that of the next power of two
+            is rather higher than a micro-batch's own.
+    """
+    rates = {int(tokens): rate for tokens, rate in matrix.items()}
+    layers = 2.0 * shape.num_hidden_layers * shape.layer_numbers
+    head = 2.0 * shape.head_numbers * run["sampled_tokens"]
+    by_tokens = _micro_batches(run)
+    computing = sum(tokens * count * layers / rates[bucket(tokens)] for tokens, count in by_tokens.items())
+    read_bytes = run["bytes_per_sweep"] * run["sweeps"]
+    return Limit(
+        read_bytes=read_bytes,
+        disk_bytes_per_second=disk,
+        reading_seconds=read_bytes / disk,
+        operations=layers * sum(tokens * count for tokens, count in by_tokens.items()) + head,
+        computing_seconds=computing + head / max(rates.values()),
+    )
+
+
+def _micro_batches(run: Figures) -> dict[int, int]:
+    """How often the run had a micro-batch of so many tokens."""
+    return {int(tokens): count for tokens, count in run["micro_batches_of_tokens"].items()}
