@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=demo_model_path(), help="where the checkpoint goes; default: the package"
     )
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=13000)
     parser.add_argument("--rows", type=int, default=32, help="rows per step")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=128)

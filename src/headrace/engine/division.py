@@ -17,13 +17,14 @@ from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
 from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
+from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import AttentionSpec
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
-from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS
+from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
 from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
@@ -183,15 +184,19 @@ def _slabs_bytes(slab_blocks: int, records: Sequence[BlockRecord]) -> int:
 
 
 def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
-    """Those of the last calibration of this machine and the model's disk; else of what was read so far, and of now."""
     if tiers.link is not None:
         return Rates(below=tiers.link.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
     if placed.reader is None:
         return Rates(below=math.inf, matrix=measure_matrix_rate(tiers.device, dtype))
-    file, name = next(iter(placed.images.values())).ranges[0].file, str(dtype).removeprefix("torch.")
-    found = calibrated_rates(file, dtype=name, num_threads=NUM_THREADS, block_bytes=BLOCK_BYTES)
+    return disk_rates(placed.reader, next(iter(placed.images.values())), dtype)
+
+
+def disk_rates(reader: DiskReader, image: LayerImage, dtype: torch.dtype) -> Rates:
+    """Those of the last calibration of this machine and the image's disk; else of what was read so far, and of now."""
+    name = str(dtype).removeprefix("torch.")
+    found = calibrated_rates(image.ranges[0].file, dtype=name, num_threads=NUM_THREADS, block_bytes=BLOCK_BYTES)
     if found is None:
-        found = Rates(below=placed.reader.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
-    if tiers.throttle is None:
+        found = Rates(below=reader.bytes_per_second, matrix=measure_matrix_rate(torch.device("cpu"), dtype))
+    if reader.throttle is None:
         return found
-    return replace(found, below=min(found.below, tiers.throttle.bytes_per_second))
+    return replace(found, below=min(found.below, reader.throttle.bytes_per_second))

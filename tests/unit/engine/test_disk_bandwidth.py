@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.engine import weights as engine_weights
+from headrace.engine import division
 from headrace.engine.llm import LLM
+from headrace.engine.options import EngineOptions
+from headrace.engine.tiers import open_tiers
 from headrace.engine.weights import open_stream
 from headrace.errors import BudgetError, OptionError
+from headrace.executor.image_sources import DiskImages
 from headrace.executor.weight_stream import WeightStream
 from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import layer_table
@@ -23,9 +28,7 @@ from headrace.planner.calibration_store import save_calibration
 from headrace.planner.disk import device_id
 from headrace.planner.machine import identify_machine
 from headrace.planner.placement import Rates
-from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import DiskReader, FileRange
-from headrace.storage.folders import DiskTier
 from headrace.storage.throttle import Throttle
 from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, save_tiny, write_tokenizer
 from tests.unit.planner.calibrations import made_up
@@ -50,8 +53,8 @@ def test_layers_head_and_embedding_rows_all_pass_the_throttle(tmp_path: Path) ->
     weights = build_weight_map(model, Checkpoint.open(tmp_path))
     clock = Clock()
     throttle = Throttle(1000, clock=clock.read, sleep=clock.sleep)
-    budget = Budget(tier="host", limit_bytes=1 << 40, option="--memory")
-    placed = open_stream(model, layer_table(model.config), weights, budget, DiskTier(folder=tmp_path), throttle)
+    tiers = open_tiers(EngineOptions(model="", device="cpu", memory_bytes=1 << 40, disk=str(tmp_path)), ExitStack())
+    placed = open_stream(model, layer_table(model.config), weights, replace(tiers, throttle=throttle))
     try:
         assert placed.stream is not None
         placed.stream.follow(placed.points)
@@ -76,8 +79,8 @@ def test_the_option_reaches_the_reader(tmp_path: Path) -> None:
     with LLM(tmp_path, memory=enough[1], dtype="float32", disk_bandwidth="800GB/s") as llm:
         assert llm._engine is not None
         stream = llm._engine.executor.weights
-        assert isinstance(stream, WeightStream)
-        throttle = stream._reader.throttle
+        assert isinstance(stream, WeightStream) and isinstance(stream._source, DiskImages)
+        throttle = stream._source._reader.throttle
         assert throttle is not None and throttle.bytes_per_second == 800e9
         assert llm.generate([[1, 2, 3]])[0].outputs[0].token_ids
 
@@ -92,13 +95,13 @@ def test_the_last_calibration_stands_for_measuring_anew_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_weights, "measure_matrix_rate", lambda *_: 5.0)
+    monkeypatch.setattr(division, "measure_matrix_rate", lambda *_: 5.0)
     (tmp_path / "weights").write_bytes(bytes(100))
     part = FileRange(file=tmp_path / "weights", offset=0, num_bytes=100, target=0, direct=False)
     image = LayerImage(what="layer 0", num_bytes=100, ranges=(part,), tensors=())
     with DiskReader() as free, DiskReader(throttle=Throttle(1e6)) as limited:
-        assert engine_weights._rates(free, image, torch.float32).matrix == 5.0
+        assert division.disk_rates(free, image, torch.float32).matrix == 5.0
         save_calibration(made_up(machine=identify_machine(), disk_id=device_id(tmp_path)))
-        assert engine_weights._rates(free, image, torch.float32) == Rates(disk=1.5e9, matrix=90e9)
-        assert engine_weights._rates(limited, image, torch.float32) == Rates(disk=1e6, matrix=90e9)
-        assert engine_weights._rates(free, image, torch.float16).matrix == 5.0
+        assert division.disk_rates(free, image, torch.float32) == Rates(below=1.5e9, matrix=90e9)
+        assert division.disk_rates(limited, image, torch.float32) == Rates(below=1e6, matrix=90e9)
+        assert division.disk_rates(free, image, torch.float16).matrix == 5.0

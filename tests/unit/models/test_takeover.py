@@ -102,8 +102,8 @@ def test_a_skipped_layer_hands_on_its_input(name: str) -> None:
         contexts = executor_of(rig).contexts
 
         class Skipping(type(contexts)):  # type: ignore[misc]
-            def build(self, micro_batch: object) -> MicroBatchContext:
-                return replace(super().build(micro_batch), skipped_layers=skipped)
+            def build(self, micro_batch: object, waits: object) -> MicroBatchContext:
+                return replace(super().build(micro_batch, waits), skipped_layers=skipped)
 
         contexts.__class__ = Skipping
         rig.run([Row(prompt=make_prompt(5), num_new=1)])

@@ -63,7 +63,7 @@ def test_rates_for_streaming_are_those_of_the_file_s_disk(tmp_path: Path) -> Non
     assert calibrated_rates(file, dtype="float32", num_threads=2, block_bytes=8 * MIB) is None
     save_calibration(here)
     found = calibrated_rates(file, dtype="float32", num_threads=2, block_bytes=8 * MIB)
-    assert found == Rates(disk=1.5e9, matrix=90e9)
+    assert found == Rates(below=1.5e9, matrix=90e9)
     assert calibrated_rates(file, dtype="float16", num_threads=2, block_bytes=8 * MIB) is None
     assert calibrated_rates(file, dtype="float32", num_threads=3, block_bytes=8 * MIB) is None
 
