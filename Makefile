@@ -9,7 +9,10 @@ export PYTHON
 
 # What `make test` draws from the slow suites: this part of every file, the same one as long as the seed is the same.
 SLOW_SEED     ?= 2
-SLOW_FRACTION ?= 0.1
+SLOW_FRACTION ?= 0.05
+
+# Every test runs on one thread, so that each core takes some; more than four would need much memory.
+PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test verify check bench canary docs clean help
 
@@ -19,12 +22,12 @@ demo: $(STAMP) ## Run the example job on the model that comes with the package, 
 	@$(BIN)/python -m headrace.demo.scoring build/answers.jsonl examples/orders_expected.jsonl
 
 test: $(STAMP) ## Run the tests, with a seeded sample of the slow suites (what CI runs)
-	@$(BIN)/python -m pytest -m "not gpu" --sample-slow=$(SLOW_SEED):$(SLOW_FRACTION)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not gpu" --sample-slow=$(SLOW_SEED):$(SLOW_FRACTION)
 
 verify: $(STAMP) ## Run everything, slow suites included, and write docs/verified.md
 	@mkdir -p build
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest --thorough --junitxml=build/verify.xml --figures=build/figures.json
+	@$(BIN)/python -m pytest $(PARALLEL) --thorough --junitxml=build/verify.xml --figures=build/figures.json
 	@$(MAKE) --no-print-directory demo >build/demo.txt || { cat build/demo.txt; exit 1; }
 	@$(BIN)/python scripts/write_verified.py --junit build/verify.xml --figures build/figures.json --demo build/demo.txt
 

@@ -49,12 +49,31 @@ def _parse_sample(text: str) -> tuple[int, float]:
     return (int(seed) if colon else DEFAULT_SEED, float(fraction))
 
 
-_figures = pytest.StashKey[dict[str, str]]()
+_FIGURE = "figure: "
+
+
+class FigureFile:
+    """Collects what tests measured, in whatever process they ran."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._figures: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name.startswith(_FIGURE):
+                self._figures[name.removeprefix(_FIGURE)] = str(value)
+
+    def pytest_sessionfinish(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(self._figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("thorough" if config.getoption("--thorough") else "sample")
-    config.stash[_figures] = {}
+    file = config.getoption("--figures")
+    if file is not None and not hasattr(config, "workerinput"):  # workers of pytest-xdist report to one process
+        config.pluginmanager.register(FigureFile(file))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,20 +115,12 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    file = session.config.getoption("--figures")
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(session.config.stash[_figures], indent=2, ensure_ascii=False) + "\n")
-
-
 @pytest.fixture
 def record_figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`record_figure("loading a 1B checkpoint, peak memory", "2.9 GiB")`: goes into docs/verified.md."""
-    figures = request.config.stash[_figures]
 
     def record(name: str, value: str) -> None:
-        figures[name] = value
+        request.node.user_properties.append((f"{_FIGURE}{name}", value))
 
     return record
 

@@ -20,7 +20,7 @@ from tests.integration.held_budgets import assert_held, named_size, run_with_wha
 from tests.integration.measured_jobs import JobRunner, MeasuredJob, job_runner, watch
 from tests.tiny_models import write_tokenizer
 
-NUM_QUICK, NUM_SLOW = 8, 60
+NUM_QUICK, NUM_SLOW = 3, 75
 
 WIDE = {
     "architectures": ["LlamaForCausalLM"],

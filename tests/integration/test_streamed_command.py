@@ -18,6 +18,8 @@ from tests.integration.commands import start_headrace
 from tests.integration.held_budgets import named_size
 from tests.integration.streamed_models import layer_file, save_sharded
 
+pytestmark = pytest.mark.slow
+
 NUM_LAYERS, NUM_ROWS = 24, 2_000
 SHAPE = ["--max-num-seqs", 4, "--max-num-batched-tokens", 32, "--max-model-len", 64]
 

@@ -13,6 +13,8 @@ import pytest
 from headrace.storage.governor import TOLERANCE
 from headrace.units import MIB, format_bytes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_BYTES = 600 * MIB
 """More than Python with torch and the least of the model takes; less than the weights alone."""
