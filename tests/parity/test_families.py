@@ -23,7 +23,7 @@ from headrace.attention.rule import AttentionRule
 from headrace.executor.contexts import ContextBuilder
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
 from headrace.models.takeover import EngineModel
-from headrace.schedule.steps import serial_steps, sweep_steps
+from headrace.schedule.steps import Point, serial_steps, sweep_steps
 from headrace.scheduler.sweep import MicroBatch
 from tests.parity.harness import (
     NUM_NEW,
@@ -254,8 +254,8 @@ def spoiled_attention(part: Part) -> type[GroupedAttention]:
 class SpoiledContexts(ContextBuilder):
     """Counts positions over the whole micro-batch, and lets every state begin anew."""
 
-    def build(self, micro_batch: MicroBatch) -> MicroBatchContext:
-        context = super().build(micro_batch)
+    def build(self, micro_batch: MicroBatch, waits: frozenset[Point]) -> MicroBatchContext:
+        context = super().build(micro_batch, waits)
         layouts = tuple(
             [StateBatch(tokens=batch.tokens, sources=None, targets=batch.targets) for batch in layout]
             if isinstance(layout, list)
