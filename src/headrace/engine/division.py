@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 
@@ -18,12 +19,13 @@ from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
 from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
-from headrace.models.layer_table import AttentionSpec
+from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
+from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
 from headrace.storage.scratch_file import ScratchFile
 
@@ -57,6 +59,12 @@ class KVBelow:
         return self.on_host | self.on_disk
 
 
+class _RowDemand(TypedDict):
+    kv_layer_bytes: list[int]
+    row_bytes: int
+    written_share: float
+
+
 def divide(
     placed: PlacedModel,
     tiers: Tiers,
@@ -72,54 +80,32 @@ def divide(
     if placed.stream is None and shares.kv is None:
         return KVBelow()
     table, budget = placed.model.table, tiers.device_budget
-    points = list(placed.images)
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
     records = [_record(placed, layer, block_tokens, dtype) for layer in kv_layers]
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
-    typical = min(sweep.context_tokens, options.typical_row_tokens or TYPICAL_TOKENS)
-    blocks = -(-typical // block_tokens)
-    kv_layer_bytes = [blocks * record.num_bytes for record in records]
-    all_bytes = row_bytes(
-        table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
-    )
-    on_host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes))
-    on_disk_bytes = int(_KV_DISK_SHARE * tiers.disk.free_bytes)
+    room = _room_below(tiers)
     demand = Demand(
-        part_bytes=[placed.images[point].num_bytes for point in points],
-        kv_layer_bytes=kv_layer_bytes,
-        row_bytes=max(0, all_bytes - sum(kv_layer_bytes)),
+        part_bytes=[image.num_bytes for image in placed.images.values()],
         max_rows=sweep.max_num_seqs,
         operations_per_token=2.0 * sum(source.num_bytes for source in weights.parameters.values()) / dtype.itemsize,
-        slab_bytes=_slabs_bytes(slab_blocks, records),
-        written_share=1 / blocks,
-        room_below_bytes=on_host_bytes + on_disk_bytes,
+        slab_bytes=NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0,
+        room_below_bytes=room.host_bytes + room.disk_bytes,
+        **_row_demand(table, records, options, sweep, block_tokens, dtype),
     )
     found = place(demand, _rates(placed, tiers, dtype), budget.free_bytes, shares)
-    kept = [points[index] for index in sorted(found.resident)]
-    if placed.stream is not None:
-        budget.charge("weights", sum(placed.images[point].num_bytes for point in kept))
-        placed.stream.keep(kept)
+    _keep(placed, [point for index, point in enumerate(placed.images) if index in found.resident], budget)
     below = [kv_layers[index] for index in sorted(found.kv_below)]
-    num_on_host = 0
-    if below and not tiers.are_one:
-        num_on_host = _num_kv_on_host(options.kv_on_host, len(below), len(kv_layers))
+    on_host = _kv_on_host(below, len(kv_layers), options.kv_on_host, tiers)
     if not tiers.are_one:
-        room = tiers.host_budget.free_bytes - (on_host_bytes if num_on_host else 0)
-        hold_on_host(placed, tiers, options.weights_on_host, room)
+        hold_on_host(
+            placed, tiers, options.weights_on_host, tiers.host_budget.free_bytes - (room.host_bytes if on_host else 0)
+        )
     if not below:
         return KVBelow()
     budget.charge("staging", demand.slab_bytes)
-    on_host = frozenset(below[index] for index in spread(len(below), num_on_host))
-    num_on_disk = len(below) - num_on_host
-    room_per_layer = min(
-        on_host_bytes / num_on_host if num_on_host else math.inf,
-        on_disk_bytes / num_on_disk if num_on_disk else math.inf,
-    )
+    on_disk = frozenset(below) - on_host
     return KVBelow(
-        on_host=on_host,
-        on_disk=frozenset(below) - on_host,
-        slab_blocks=slab_blocks,
-        num_bytes=int(len(below) * room_per_layer),
+        on_host=on_host, on_disk=on_disk, slab_blocks=slab_blocks, num_bytes=room.for_layers(len(on_host), len(on_disk))
     )
 
 
@@ -162,9 +148,62 @@ def move_kv_below(
     )
 
 
-def _num_kv_on_host(share: float | None, num_below: int, num_layers: int) -> int:
-    """How many of the layers whose KV lies below have it on the host: all, unless the share says otherwise."""
-    return num_below if share is None else min(num_below, round(share * num_layers))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Room:
+    """What the tiers below the device have for KV."""
+
+    host_bytes: int
+    disk_bytes: int
+
+    def for_layers(self, num_on_host: int, num_on_disk: int) -> int:
+        """Returns the bytes that so many layers of equal size can have, all together."""
+        per_layer = [
+            num_bytes / count
+            for num_bytes, count in ((self.host_bytes, num_on_host), (self.disk_bytes, num_on_disk))
+            if count
+        ]
+        return int((num_on_host + num_on_disk) * min(per_layer))
+
+
+def _room_below(tiers: Tiers) -> _Room:
+    host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes))
+    return _Room(host_bytes=host_bytes, disk_bytes=int(_KV_DISK_SHARE * tiers.disk.free_bytes))
+
+
+def _row_demand(
+    table: LayerTable,
+    records: Sequence[BlockRecord],
+    options: EngineOptions,
+    sweep: SweepPlan,
+    block_tokens: int,
+    dtype: torch.dtype,
+) -> _RowDemand:
+    """What a typical row takes, in the terms of `Demand`."""
+    typical = min(sweep.context_tokens, options.typical_row_tokens or TYPICAL_TOKENS)
+    num_blocks = -(-typical // block_tokens)
+    kv_layer_bytes = [num_blocks * record.num_bytes for record in records]
+    all_bytes = row_bytes(
+        table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
+    )
+    return {
+        "kv_layer_bytes": kv_layer_bytes,
+        "row_bytes": max(0, all_bytes - sum(kv_layer_bytes)),
+        "written_share": 1 / num_blocks,
+    }
+
+
+def _keep(placed: PlacedModel, points: Sequence[Point], budget: Budget) -> None:
+    if placed.stream is not None:
+        budget.charge("weights", sum(placed.images[point].num_bytes for point in points))
+        placed.stream.keep(points)
+
+
+def _kv_on_host(below: Sequence[int], num_layers: int, share: float | None, tiers: Tiers) -> frozenset[int]:
+    """Which of the layers whose KV lies below have it on the host: all, unless the share says otherwise."""
+    if tiers.are_one:
+        return frozenset()
+    count = len(below) if share is None else min(len(below), round(share * num_layers))
+    return frozenset(below[index] for index in spread(len(below), count))
 
 
 def _record(placed: PlacedModel, layer: int, block_tokens: int, dtype: torch.dtype) -> BlockRecord:
@@ -177,10 +216,6 @@ def _slab_blocks(records: Sequence[BlockRecord], free_bytes: int, context_tokens
     """As many as a part of what is free holds, and at least those of the longest row."""
     largest = max((record.num_bytes for record in records), default=1)
     return max(-(-context_tokens // block_tokens), min(_MOST_SLAB_BLOCKS, int(_SLAB_SHARE * free_bytes / largest)))
-
-
-def _slabs_bytes(slab_blocks: int, records: Sequence[BlockRecord]) -> int:
-    return NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0
 
 
 def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
