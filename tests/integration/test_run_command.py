@@ -176,14 +176,17 @@ def test_rows_that_are_all_wrong_need_no_model(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_ctrl_c_leaves_whole_finished_rows_and_says_how_many(stories: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_whole_finished_rows_and_say_how_many(
+    ended_by: signal.Signals, stories: Path, tmp_path: Path
+) -> None:
     rows, out = tmp_path / "rows", tmp_path / "out"
     rows.write_text('{"prompt": "One day", "ignore_eos": true, "max_tokens": 100}\n' * 5_000)
     job = start_headrace("run", rows, "-o", out, "-m", stories, "--max-num-seqs", 8)
     deadline = time.monotonic() + 120
     while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.05)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(ended_by)
     stderr = job.communicate(timeout=60)[1].decode()
     assert job.returncode == 130, stderr
     num_rows = len(json_lines(out.read_bytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 import traceback
@@ -53,10 +54,12 @@ def _build() -> tuple[CommandParser, dict[str, CommandParser]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
 
-    0: all went well. 1: something failed on the way. 2: the user's mistake, told in one line. 130: Ctrl-C.
+    0: all went well. 1: something failed on the way. 2: the user's mistake, told in one line. 130: Ctrl-C or SIGTERM.
     """
     words = dashed(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    # A service manager's way of ending a job does what Ctrl-C does, wherever that is held back or caught.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         refuse_windows(os.name)
         return _dispatch(words)
