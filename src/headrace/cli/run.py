@@ -25,8 +25,8 @@ SUMMARY = "answer a file of rows"
 DESCRIPTION = """
 Answers every row of INPUT into OUTPUT: one line each, in their order, errors included. Rows are JSON lines of the
 OpenAI Batch shape, or {"prompt": ...} or {"messages": ...} with sampling keys. A row's own keys come before the
-options here. Exit status: 0 all rows answered, 1 some failed, 2 a mistake in the command, 130 Ctrl-C or SIGTERM (finished rows
-are in the output).
+options here. Exit status: 0 all rows answered, 1 some failed, 2 a mistake in the command, 130 Ctrl-C or SIGTERM
+(finished rows are in the output).
 """
 EPILOG = """
 headrace run orders.jsonl -o answers.jsonl --model demo
