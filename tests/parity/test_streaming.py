@@ -68,7 +68,7 @@ def opened(folder: Path, kept: str, device: str = "cpu") -> Iterator[PlacedModel
         placed = open_stream(model, layer_table(model.config), weights, tiers)
         closing.callback(placed.close)
         assert placed.stream is not None
-        placed.stream.keep(KEPT[kept](list(placed.images)))
+        placed.keep(KEPT[kept](list(placed.images)))
         hold_on_host(placed, tiers, 0.5, 0)
         yield placed
 
@@ -77,7 +77,7 @@ def rig_of(placed: PlacedModel, shape: Shape) -> Rig:
     rig = make_rig(placed.model, shape)
     inner = [point for point in placed.model.table.points() if point.kind in shape.waits and point.kind != "head"]
     heads = [point for point in placed.points if point.kind == "head"]
-    rig.executor = replace(executor_of(rig), points=(*inner, *heads), weights=placed.weights)
+    rig.executor = replace(executor_of(rig), points=(*inner, *heads), weights=placed.weights, experts=placed.experts)
     return rig
 
 

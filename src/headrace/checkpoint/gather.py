@@ -76,6 +76,15 @@ class Gather:
         box = Box.whole(entry.shape)
         return cls(shape=entry.shape, pieces=(Piece(entry=entry, source=box, target=box),))
 
+    def item(self, index: int) -> Gather:
+        """Returns the tensor at `index` of the first dimension. Each piece has one of these, or all in the same order."""
+        pieces = []
+        for piece in self.pieces:
+            start, count = piece.target.start[0], piece.target.shape[0]
+            if start <= index < start + count:
+                pieces.append(_item(piece, index - start))
+        return Gather(shape=self.shape[1:], pieces=tuple(pieces))
+
     def runs(self) -> Iterator[Run]:
         """Yields the contiguous runs of all pieces, whose entries must be stored row by row."""
         for piece in self.pieces:
@@ -127,6 +136,16 @@ def concatenate(gathers: Sequence[Gather], dim: int) -> Gather:
             pieces.append(replace(piece, target=replace(piece.target, start=start)))
         position += gather.shape[dim]
     return Gather(shape=with_dim(gathers[0].shape, position), pieces=tuple(pieces))
+
+
+def _item(piece: Piece, index: int) -> Piece:
+    """Number `index` of a piece's first dimension, which its target no longer has."""
+    source, target = piece.source, piece.target
+    if target.shape[0] > 1:
+        assert source.shape == target.shape, f"{piece.entry.name} is not stored item by item"
+        start = (source.start[0] + index, *source.start[1:])
+        source = Box(start=start, shape=(1, *source.shape[1:]))
+    return replace(piece, source=source, target=Box(start=target.start[1:], shape=target.shape[1:]))
 
 
 def _contiguous(box: Box, shape: tuple[int, ...]) -> int:

@@ -85,7 +85,7 @@ def divide(
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
     room = _room_below(tiers)
     demand = Demand(
-        part_bytes=[image.num_bytes for image in placed.images.values()],
+        part_bytes=[placed.part_bytes(point) for point in placed.images],
         max_rows=sweep.max_num_seqs,
         operations_per_token=2.0 * sum(source.num_bytes for source in weights.parameters.values()) / dtype.itemsize,
         slab_bytes=NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0,
@@ -194,8 +194,8 @@ def _row_demand(
 
 def _keep(placed: PlacedModel, points: Sequence[Point], budget: Budget) -> None:
     if placed.stream is not None:
-        budget.charge("weights", sum(placed.images[point].num_bytes for point in points))
-        placed.stream.keep(points)
+        budget.charge("weights", sum(map(placed.part_bytes, points)))
+        placed.keep(points)
 
 
 def _kv_on_host(below: Sequence[int], num_layers: int, share: float | None, tiers: Tiers) -> frozenset[int]:

@@ -107,6 +107,7 @@ def start(
         block_tokens=BLOCK_TOKENS,
         points=placed.points,
         weights=placed.weights,
+        experts=placed.experts,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
@@ -187,6 +188,7 @@ def _assemble(
         points=placed.points,
         contexts=contexts,
         weights=placed.weights,
+        experts=placed.experts,
         kv=placed.kv,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
@@ -240,7 +242,7 @@ def _place_model(
                 f"{'Python with torch, ' if tiers.are_one else ''}the least part of "
                 f"{format_bytes(weights.num_bytes)} of weights that must be in memory at a time, and the smallest KV "
                 "cache and sweep",
-                base + least_stream_bytes(weights) + smallest,
+                base + least_stream_bytes(model, weights) + smallest,
             )
         elif is_too_large:
             device.require(
@@ -268,7 +270,10 @@ def _describe(
     tiers: Tiers,
 ) -> str:
     table, budget = placed.model.table, tiers.device_budget
-    streamed = f" ({format_bytes(placed.streamed_bytes)} of them read in every sweep)" if placed.streamed_bytes else ""
+    read = [f"{format_bytes(placed.streamed_bytes)} of them read in every sweep"] if placed.streamed_bytes else []
+    if placed.streamed_expert_bytes:
+        read.append(f"of {format_bytes(placed.streamed_expert_bytes)} of experts those that its tokens need")
+    streamed = f" ({', and '.join(read)})" if read else ""
     places = (("host", below.on_host), ("disk", below.on_disk))
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""

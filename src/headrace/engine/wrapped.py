@@ -155,7 +155,7 @@ def _place_on_disk(
 ) -> PlacedModel:
     """Writes the weights, lets the model's own go, and prepares to stream them; `undo` does the opposite."""
     host = tiers.host_budget
-    least = least_stream_bytes(weights) + smallest
+    least = least_stream_bytes(model, weights) + smallest
     what = f"the least part of {format_bytes(weights.num_bytes)} of weights, and the smallest KV cache and sweep"
     others = max(0, resident_bytes() - weights.num_bytes)
     host.require(f"Python with torch, {what}", others + least)

@@ -10,13 +10,25 @@ from torch import Tensor
 
 from headrace.errors import SweepError
 from headrace.executor.contexts import ContextBuilder
+from headrace.executor.expert_stream import Experts, ResidentExperts
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.coroutine import Coroutine
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
-from headrace.schedule.steps import Bring, BringKV, Drop, Point, Resume, Step, StoreKV, sweep_steps
+from headrace.schedule.steps import (
+    Bring,
+    BringExperts,
+    BringKV,
+    Drop,
+    DropExperts,
+    Point,
+    Resume,
+    Step,
+    StoreKV,
+    sweep_steps,
+)
 from headrace.scheduler.sweep import Sweep
 from headrace.trace import NoTrace, Trace
 
@@ -41,6 +53,7 @@ class Executor:
     points: Sequence[Point]
     contexts: ContextBuilder
     weights: Weights = field(default_factory=ResidentWeights)
+    experts: Experts = field(default_factory=ResidentExperts)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
@@ -74,6 +87,7 @@ class Executor:
         try:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
             self.weights.follow(self.points)
+            self.experts.follow(self.points, sum(context.token_ids.shape[1] for context in contexts))
             for step in steps:
                 with self.trace.span(*_label(step)):
                     self._follow(step, coroutines)
@@ -90,6 +104,11 @@ class Executor:
                 brought = self.kv.bring(step)
                 if brought is not None:
                     coroutines[micro_batch].context.brought[point.layer] = brought
+            case BringExperts(micro_batch, point):
+                context = coroutines[micro_batch].context
+                experts = self.experts.bring(point.layer, context.routing[point.layer])
+                if experts is not None:
+                    context.experts[point.layer] = experts
             case Resume(micro_batch, point):
                 coroutine = coroutines[micro_batch]
                 assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
@@ -97,6 +116,8 @@ class Executor:
             case StoreKV(micro_batch, point):
                 coroutines[micro_batch].context.brought.pop(point.layer, None)
                 self.kv.store(micro_batch, point.layer)
+            case DropExperts(point):
+                self.experts.drop(point.layer)
             case Drop(point):
                 self.weights.drop(point)
 
@@ -109,7 +130,9 @@ def _label(step: Step) -> tuple[str, str]:
             return f"micro-batch {micro_batch}", place
         case BringKV(micro_batch) | StoreKV(micro_batch):
             return f"KV of micro-batch {micro_batch}", f"{type(step).__name__} {place}"
-        case Bring() | Drop():
+        case BringExperts(micro_batch):
+            return "weights", f"{place} of micro-batch {micro_batch}"
+        case Bring() | DropExperts() | Drop():
             return "weights", f"{type(step).__name__} {place}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.models.layer_image import LayerImage
@@ -12,6 +13,18 @@ from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.disk_reader import DiskReader
 from headrace.storage.simulated_device import SimulatedLink
 from headrace.storage.transfer import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert of a layer."""
+
+    layer: int
+    index: int
+
+
+Part = Point | Expert
+"""What an image is of."""
 
 
 class ImageSource(Protocol):
@@ -24,8 +37,8 @@ class ImageSource(Protocol):
             CheckpointNotFoundError: a file is gone.
         """
 
-    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
-        """Begins to bring the image of `point` into `slot`."""
+    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+        """Begins to bring the image of `part` into `slot`."""
 
     def close(self) -> None:
         """Gives memory of its own back; a second call does nothing."""
@@ -40,7 +53,7 @@ class DiskImages:
     def open(self, image: LayerImage) -> None:
         _open(image, self._reader)
 
-    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
         return self._reader.read(image.what, image.ranges, slot.bytes)
 
     def close(self) -> None:
@@ -55,26 +68,26 @@ class HostImages:
         self._reader = reader
         self._link = link
         self._staging_bytes = staging_bytes
-        self._held: dict[Point, AlignedBuffer] = {}
+        self._held: dict[Part, AlignedBuffer] = {}
         self._staging: queue.SimpleQueue[AlignedBuffer] = queue.SimpleQueue()
 
     def open(self, image: LayerImage) -> None:
         _open(image, self._reader)
 
-    def hold(self, images: Iterable[tuple[Point, LayerImage]]) -> None:
+    def hold(self, images: Iterable[tuple[Part, LayerImage]]) -> None:
         """Reads images into host memory, where they stay.
 
         Raises:
             CheckpointError: a file is gone, damaged, or has changed.
         """
-        for point, image in images:
+        for part, image in images:
             buffer = AlignedBuffer(image.num_bytes)
             self._reader.read(image.what, image.ranges, buffer.bytes).wait()
-            self._held[point] = buffer
+            self._held[part] = buffer
 
-    def begin(self, point: Point, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
         target = slot.bytes[: image.num_bytes]
-        held = self._held.get(point)
+        held = self._held.get(part)
         if held is not None:
             return self._link.upload(image.what, [(target, held.bytes[: image.num_bytes])])
         try:

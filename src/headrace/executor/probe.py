@@ -11,6 +11,7 @@ from torch import Tensor
 from headrace.attention.ragged import AttentionBackend
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
+from headrace.executor.expert_stream import Experts, ResidentExperts
 from headrace.executor.pools import build_pools
 from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.takeover import EngineModel
@@ -23,6 +24,7 @@ from headrace.storage.device_memory import device_peak_growth_bytes
 
 WEIGHT_POINTS: frozenset[PointKind] = frozenset({"embedding", "layer", "head"})
 """Where micro-batches wait for weights."""
+_IN_LAYERS: frozenset[PointKind] = frozenset({"layer", "attention", "experts"})
 _SLACK = 1.15
 """Peaks differ between runs: what libraries keep for later, rows of other lengths than the probe's."""
 _PIECE_TOKENS = 128
@@ -55,8 +57,8 @@ class ActivationProbe:
     """Runs sweeps over one layer of each kind, on pools that hold just these.
 
     Attributes:
-        weights: where the layers' weights come from.
-        points: the model's points that have weights, in order.
+        weights, experts: where the layers' weights come from.
+        points: the model's points that have weights or experts that are brought, in order.
     """
 
     model: EngineModel
@@ -66,6 +68,7 @@ class ActivationProbe:
     block_tokens: int
     points: Sequence[Point]
     weights: Weights = field(default_factory=ResidentWeights)
+    experts: Experts = field(default_factory=ResidentExperts)
 
     def measure(self, num_tokens: int, num_sequences: int) -> ActivationPeak:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
@@ -122,8 +125,8 @@ class ActivationProbe:
             device=self.device,
             skipped_layers=skipped,
         )
-        points = [point for point in self.points if point.kind != "layer" or point.layer not in skipped]
-        return Executor(model=self.model, points=points, contexts=contexts, weights=self.weights)
+        points = [point for point in self.points if point.kind not in _IN_LAYERS or point.layer not in skipped]
+        return Executor(model=self.model, points=points, contexts=contexts, weights=self.weights, experts=self.experts)
 
 
 def _cut(num_tokens: int, longest: int) -> list[int]:

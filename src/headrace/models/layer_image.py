@@ -87,6 +87,14 @@ def layer_image(what: str, sources: Iterable[ParameterSource]) -> LayerImage:
     return LayerImage(what=what, num_bytes=pages_above(end), ranges=(*direct, *scattered), tensors=tuple(tensors))
 
 
+def expert_images(layer: int, sources: Sequence[ParameterSource]) -> tuple[LayerImage, ...]:
+    """Lays out the merged parameters of a layer's experts, each (number of experts, ...), as an image of each expert."""
+    return tuple(
+        layer_image(f"expert {index} of layer {layer}", [_item(source, index) for source in sources])
+        for index in range(sources[0].shape[0])
+    )
+
+
 def row_images(what: str, sources: Sequence[ParameterSource], max_bytes: int) -> list[LayerImage]:
     """Lays out parameters of equally many rows as several images of about equally many rows and at most `max_bytes`.
 
@@ -101,6 +109,11 @@ def row_images(what: str, sources: Sequence[ParameterSource], max_bytes: int) ->
         layer_image(f"{what} {index + 1}/{num_images}", [_rows(source, first, last) for source in sources])
         for index, (first, last) in enumerate(pairwise(borders))
     ]
+
+
+def _item(source: ParameterSource, index: int) -> ParameterSource:
+    assert isinstance(source.content, Gather), f"{source.name} has to be built first"
+    return replace(source, shape=source.shape[1:], content=source.content.item(index))
 
 
 def _rows(source: ParameterSource, first: int, last: int) -> ParameterSource:

@@ -72,11 +72,23 @@ class StateSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsSpec:
+    """A layer's mixture of experts, of which every token goes to `num_per_token`; shared ones are not counted."""
+
+    num_experts: int
+    num_per_token: int
+
+    def expected_share(self, num_tokens: int) -> float:
+        """Returns which share of the experts `num_tokens` tokens go to, were all experts equally likely."""
+        return 1 - (1 - self.num_per_token / self.num_experts) ** num_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpec:
-    """One layer of the table. `has_experts`: a mixture-of-experts module is inside."""
+    """One layer of the table."""
 
     memory: AttentionSpec | StateSpec
-    has_experts: bool = False
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +150,7 @@ class LayerTable:
             points.append(Point("layer", index))
             if isinstance(layer.memory, AttentionSpec):
                 points.append(Point("attention", index))
-            if layer.has_experts:
+            if layer.experts is not None:
                 points.append(Point("experts", index))
         return [*points, Point("head")]
 
@@ -164,7 +176,7 @@ def layer_table(config: ModelConfig) -> LayerTable:
         hidden_size=config.hidden_size,
         max_positions=_optional_int(config, "max_position_embeddings", "seq_length"),
         layers=tuple(
-            LayerSpec(memory=memory, has_experts=_has_experts(config, index)) for index, memory in enumerate(memories)
+            LayerSpec(memory=memory, experts=_experts(config, index)) for index, memory in enumerate(memories)
         ),
     )
 
@@ -253,6 +265,15 @@ _MEMORIES = {
     "qwen3_next": _gated_delta,
     "mamba2": _mamba2,
 }
+
+
+def _experts(config: ModelConfig, index: int) -> ExpertsSpec | None:
+    if not _has_experts(config, index):
+        return None
+    return ExpertsSpec(
+        num_experts=_int(config, "num_local_experts", "n_routed_experts", "num_experts"),
+        num_per_token=_int(config, "num_experts_per_tok"),
+    )
 
 
 def _has_experts(config: ModelConfig, index: int) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.kv_cache.pools import KVPools
+from headrace.models.brought_experts import ExpertTensors
 from headrace.models.coroutine import current_context, suspend
 from headrace.schedule.steps import Point
 
@@ -39,6 +40,8 @@ class MicroBatchContext:
         waits: points at which this micro-batch really suspends; the others are passed without a stop.
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
         brought: per layer whose KV lives elsewhere, while it is here: pages, and a layout that names their blocks.
+        routing: per layer at whose experts the micro-batch waits: (T, k), which experts each token goes to.
+        experts: per layer whose experts live elsewhere, from their arrival until they run: those of `routing`.
     """
 
     token_ids: Tensor
@@ -50,11 +53,20 @@ class MicroBatchContext:
     waits: frozenset[Point]
     skipped_layers: frozenset[int] = frozenset()
     brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
+    routing: dict[int, Tensor] = field(default_factory=dict)
+    experts: dict[int, ExpertTensors] = field(default_factory=dict)
 
     def reach(self, point: Point) -> None:
         """Waits at `point`, if that is one of `waits`."""
         if point in self.waits:
             suspend(point)
+
+    def route(self, layer: int, chosen: Tensor) -> ExpertTensors | None:
+        """Waits until the experts in `chosen` (T, k) are there; returns them, or None where the model's module has all."""
+        self.routing[layer] = chosen
+        self.reach(Point("experts", layer))
+        del self.routing[layer]
+        return self.experts.pop(layer, None)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
         """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headrace.attention.rule import AttentionRule, Visibility
 from headrace.models.adapters import bloom, latent, state
+from headrace.models.brought_experts import BroughtExperts, find_experts
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, current
@@ -163,11 +164,8 @@ def _adapt_modules(model: PreTrainedModel) -> None:
 
 def _number_experts(model: PreTrainedModel) -> None:
     """Experts do not know their layer; their suspension point needs it."""
-    for index, layer in enumerate(find_layers(model).layers):
-        module: ForeignModule
-        for module in layer.modules():
-            if hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate"):
-                module.headrace_layer = index
+    for layer, found in find_experts(model).items():
+        found.module.headrace_layer = layer
 
 
 class _EngineCache:
@@ -254,10 +252,16 @@ def _beyond_window(attention_mask: object, window: int | None) -> Visibility | N
     return None if said_as_number else attention_mask.allowed
 
 
-def _engine_experts(module: ForeignModule, *args: object, **kwargs: object) -> object:
-    """transformers' experts function: waits until this layer's experts are there, then runs the model's own code."""
-    current().reach(Point("experts", module.headrace_layer))
-    return type(module).forward.__wrapped__(module, *args, **kwargs)
+def _engine_experts(module: ForeignModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> object:
+    """transformers' experts function: waits until this layer's experts are there, then runs the model's own code.
+
+    Args:
+        hidden_states: (T, E).
+        top_k_index: (T, k), the experts of each token. top_k_weights: (T, k).
+    """
+    brought = current().route(module.headrace_layer, top_k_index)
+    experts = module if brought is None else BroughtExperts(module, brought)
+    return type(module).forward.__wrapped__(experts, hidden_states, top_k_index, top_k_weights)
 
 
 AttentionInterface.register(ATTENTION_NAME, _engine_attention)

@@ -5,7 +5,8 @@ resumed there, and then runs up to the next one:
 
     embedding | layer 0 · attention 0 · experts 0 | layer 1 · attention 1 · experts 1 | ... | head
 
-The bars enclose a *stage*: one set of weights, brought before the stage's first point and dropped after its last.
+The bars enclose a *stage*: one set of weights, brought before the stage's first point and dropped after its last. Experts
+are brought by themselves: which ones a micro-batch needs is known only when it waits for them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Point:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights are brought for this point; attention and experts run on those of their layer."""
+        """Whether a stage's weights are brought for this point."""
         return self.kind in ("embedding", "layer", "head")
 
 
@@ -67,13 +68,28 @@ class StoreKV:
 
 
 @dataclass(frozen=True, slots=True)
+class BringExperts:
+    """The experts that micro-batch number `micro_batch`, which waits at `point`, routes to are needed from here on."""
+
+    micro_batch: int
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class DropExperts:
+    """The experts of `point` are not used again in this sweep, or not until the next `BringExperts`."""
+
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The weights of `point`'s stage are not used again in this sweep, or not until the next `Bring`."""
 
     point: Point
 
 
-Step = Bring | BringKV | Resume | StoreKV | Drop
+Step = Bring | BringKV | BringExperts | Resume | StoreKV | DropExperts | Drop
 
 
 def sweep_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[Step]:
@@ -82,7 +98,7 @@ def sweep_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[Ste
         yield Bring(stage[0])
         for micro_batch in range(num_micro_batches):
             yield from _through(stage, micro_batch)
-        yield Drop(stage[0])
+        yield from _end(stage)
 
 
 def serial_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[Step]:
@@ -91,7 +107,7 @@ def serial_steps(points: Sequence[Point], num_micro_batches: int) -> Iterator[St
         for stage in stages(points):
             yield Bring(stage[0])
             yield from _through(stage, micro_batch)
-            yield Drop(stage[0])
+            yield from _end(stage)
 
 
 def _through(stage: Sequence[Point], micro_batch: int) -> Iterator[Step]:
@@ -101,8 +117,16 @@ def _through(stage: Sequence[Point], micro_batch: int) -> Iterator[Step]:
             yield BringKV(micro_batch, point)
             yield Resume(micro_batch, point)
             yield StoreKV(micro_batch, point)
+        elif point.kind == "experts":
+            yield BringExperts(micro_batch, point)
+            yield Resume(micro_batch, point)
         else:
             yield Resume(micro_batch, point)
+
+
+def _end(stage: Sequence[Point]) -> Iterator[Step]:
+    yield from (DropExperts(point) for point in stage if point.kind == "experts")
+    yield Drop(stage[0])
 
 
 def stages(points: Sequence[Point]) -> list[tuple[Point, ...]]:
