@@ -127,6 +127,13 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+MANY_EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral_many": {**TINY_CONFIGS["mixtral"], "num_local_experts": 16},
+    "deepseek_v3_many": {**TINY_CONFIGS["deepseek_v3"], "n_routed_experts": 16},
+    "qwen3_next_many": {**TINY_CONFIGS["qwen3_next"], "num_experts": 16},
+}
+"""Mixtures of which a few tokens use a small part; two experts per token."""
+
 _KEEP_DEFAULT = ("A_log", "dt_", "correction")
 
 # With tied embeddings the residual stream repeats the input token unless the blocks' outputs are louder than it.
@@ -137,8 +144,8 @@ _TIED_LOUD_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layerno
 def make_tiny_model(
     name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None
 ) -> PreTrainedModel:
-    """Builds the model `TINY_CONFIGS[name]` in eval mode with weights that depend on `seed` alone."""
-    values = dict(TINY_CONFIGS[name])
+    """Builds a model of `TINY_CONFIGS` or `MANY_EXPERTS` in eval mode with weights that depend on `seed` alone."""
+    values = dict((TINY_CONFIGS | MANY_EXPERTS)[name])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

@@ -47,6 +47,18 @@ def test_a_streamed_run_shows_reading_waiting_and_computing(tmp_path: Path) -> N
     assert moving["KV of layer 1, home"] == 3
 
 
+def test_a_run_with_experts_shows_which_are_read_and_who_waits_for_them(tmp_path: Path) -> None:
+    save_tiny("mixtral_many", tmp_path / "model")
+    write_tokenizer(tmp_path / "model", 97)
+    with LLM(tmp_path / "model", disk=tmp_path, weights_on_device=0, trace=tmp_path / "trace.json") as llm:
+        llm.generate([make_prompt(1)], SamplingParams(max_tokens=3, temperature=0))
+    found = spans_by_track(tmp_path / "trace.json")
+    assert found["weights"].count("experts 1 of micro-batch 0") == 3
+    assert found["weights"].count("DropExperts experts 1") == 3
+    reading = Counter(name for track, names in found.items() if "headrace-disk" in track for name in names)
+    assert any(name.startswith("expert ") and name.endswith(" of layer 1") for name in reading)
+
+
 @pytest.mark.parametrize("schedule", [sweep_steps, serial_steps])
 def test_both_schedules_resume_the_same_places(schedule: Schedule, tmp_path: Path) -> None:
     shape = Shape(num_micro_batches=2, schedule=schedule)

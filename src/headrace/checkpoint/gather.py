@@ -77,7 +77,7 @@ class Gather:
         return cls(shape=entry.shape, pieces=(Piece(entry=entry, source=box, target=box),))
 
     def item(self, index: int) -> Gather:
-        """Returns the tensor at `index` of the first dimension. Each piece has one of these, or all in the same order."""
+        """Returns the tensor at `index` of the first dimension; each piece fills one of these, or several in order."""
         pieces = []
         for piece in self.pieces:
             start, count = piece.target.start[0], piece.target.shape[0]

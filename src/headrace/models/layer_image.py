@@ -88,7 +88,7 @@ def layer_image(what: str, sources: Iterable[ParameterSource]) -> LayerImage:
 
 
 def expert_images(layer: int, sources: Sequence[ParameterSource]) -> tuple[LayerImage, ...]:
-    """Lays out the merged parameters of a layer's experts, each (number of experts, ...), as an image of each expert."""
+    """Lays out the merged parameters of a layer's experts, each (number of experts, ...), as one image per expert."""
     return tuple(
         layer_image(f"expert {index} of layer {layer}", [_item(source, index) for source in sources])
         for index in range(sources[0].shape[0])

@@ -62,7 +62,7 @@ class MicroBatchContext:
             suspend(point)
 
     def route(self, layer: int, chosen: Tensor) -> ExpertTensors | None:
-        """Waits until the experts in `chosen` (T, k) are there; returns them, or None where the model's module has all."""
+        """Waits until the experts in `chosen` (T, k) are there; returns them, or None where the module has them all."""
         self.routing[layer] = chosen
         self.reach(Point("experts", layer))
         del self.routing[layer]

@@ -5,8 +5,8 @@ resumed there, and then runs up to the next one:
 
     embedding | layer 0 · attention 0 · experts 0 | layer 1 · attention 1 · experts 1 | ... | head
 
-The bars enclose a *stage*: one set of weights, brought before the stage's first point and dropped after its last. Experts
-are brought by themselves: which ones a micro-batch needs is known only when it waits for them.
+The bars enclose a *stage*: one set of weights, brought before the stage's first point and dropped after its last.
+Experts may be brought by themselves: which ones a micro-batch needs is known only when it waits for them.
 """
 
 from __future__ import annotations

@@ -66,6 +66,35 @@ def test_merged_experts_are_one_run_per_checkpoint_tensor() -> None:
     assert [run.num_elements for run in merged.runs()] == [24] * 6
 
 
+def test_an_expert_of_tensors_that_were_stacked_is_its_own_tensors() -> None:
+    store = Store()
+    gate, up = [store.new((6, 4)) for _ in range(3)], [store.new((5, 4)) for _ in range(3)]
+    merged = concatenate([stack([gather for gather, _ in part], 0) for part in (gate, up)], 1)
+    for index in range(3):
+        item = merged.item(index)
+        assert item.shape == (11, 4) and len(list(item.runs())) == 2
+        np.testing.assert_array_equal(store.read(item), np.concatenate([gate[index][1], up[index][1]]))
+
+
+def test_an_expert_of_tensors_that_are_merged_in_the_file_is_a_part_of_each() -> None:
+    store = Store()
+    gate, up = store.new((3, 6, 4)), store.new((3, 5, 4))
+    merged = concatenate([gate[0], up[0]], 1)
+    for index in range(3):
+        expected = np.concatenate([gate[1][index], up[1][index]])
+        np.testing.assert_array_equal(store.read(merged.item(index)), expected)
+        np.testing.assert_array_equal(store.read(gate[0].item(index)), gate[1][index])
+
+
+def test_an_expert_of_parts_that_follow_each_other_is_in_one_of_them() -> None:
+    store = Store()
+    first, second = store.new((1, 6)), store.new((2, 6))
+    both = concatenate([first[0], second[0]], 0)
+    expected = np.concatenate([first[1], second[1]])
+    for index in range(3):
+        np.testing.assert_array_equal(store.read(both.item(index)), expected[index])
+
+
 def test_a_part_of_a_tensor_can_be_a_piece() -> None:
     store = Store()
     whole, array = store.new((4, 5))

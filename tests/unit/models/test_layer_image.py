@@ -10,7 +10,7 @@ import torch
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.gather import Gather, stack
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.models.layer_image import LayerImage, can_be_read, layer_image, row_images
+from headrace.models.layer_image import LayerImage, can_be_read, expert_images, layer_image, row_images
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import ParameterSource, WeightMap, build_weight_map
 from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer
@@ -70,6 +70,15 @@ def test_merged_experts_are_gathered_into_place(tmp_path: Path) -> None:
     source, expected = merged(tmp_path / "f")
     assert can_be_read(source)
     assert torch.equal(read(layer_image("layer 0", [source]))["experts"], expected)
+
+
+def test_every_expert_of_merged_parameters_is_an_image_of_its_own(tmp_path: Path) -> None:
+    source, expected = merged(tmp_path / "f")
+    images = expert_images(3, [source])
+    assert [image.what for image in images] == ["expert 0 of layer 3", "expert 1 of layer 3"]
+    for image, value in zip(images, expected, strict=True):
+        assert torch.equal(read(image)["experts"], value)
+        assert image.read_bytes == 64 * KIB
 
 
 def test_a_tensor_at_an_odd_place_of_its_file_is_moved_to_an_even_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from headrace.errors import UnsupportedModelError
-from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec, layer_table
+from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, StateSpec, layer_table
 from headrace.schedule.steps import Point
 from tests.parity.harness import tiny_reference
 from tests.tiny_models import TINY_CONFIGS
@@ -78,6 +78,19 @@ def test_a_micro_batch_waits_for_weights_then_kv_then_experts() -> None:
     ]
     assert [point.kind for point in table_of("mamba2").points()] == ["embedding", "layer", "layer", "head"]
     assert Point("attention", 0) not in table_of("qwen3_next").points()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v2", "deepseek_v3", "qwen3_next"])
+def test_a_layer_says_how_many_experts_it_has_and_how_many_a_token_uses(name: str) -> None:
+    assert table_of(name).layers[-1].experts == ExpertsSpec(num_experts=4, num_per_token=2)
+    assert table_of("llama").layers[-1].experts is None
+
+
+def test_the_expected_share_of_experts_grows_from_one_tokens_to_all() -> None:
+    spec = ExpertsSpec(num_experts=8, num_per_token=2)
+    assert spec.expected_share(1) == 0.25
+    assert spec.expected_share(2) == 0.25 + 0.75 * 0.25
+    assert spec.expected_share(1000) == pytest.approx(1)
 
 
 def test_kv_bytes_grow_with_tokens_up_to_the_window() -> None:

@@ -1,6 +1,18 @@
 from __future__ import annotations
 
-from headrace.schedule.steps import Bring, BringKV, Drop, Point, Resume, StoreKV, serial_steps, stages, sweep_steps
+from headrace.schedule.steps import (
+    Bring,
+    BringExperts,
+    BringKV,
+    Drop,
+    DropExperts,
+    Point,
+    Resume,
+    StoreKV,
+    serial_steps,
+    stages,
+    sweep_steps,
+)
 
 EMBEDDING, LAYER, ATTENTION, HEAD = Point("embedding"), Point("layer", 0), Point("attention", 0), Point("head")
 POINTS = [EMBEDDING, LAYER, ATTENTION, HEAD]
@@ -36,3 +48,26 @@ def test_a_sweep_brings_weights_once_for_all_micro_batches() -> None:
 def test_the_serial_oracle_finishes_a_micro_batch_before_the_next() -> None:
     resumed = [step for step in serial_steps(POINTS, 2) if isinstance(step, Resume)]
     assert resumed == [Resume(number, point) for number in range(2) for point in POINTS]
+
+
+def test_experts_are_brought_to_each_micro_batch_and_dropped_with_their_layer() -> None:
+    experts = Point("experts", 0)
+    assert list(sweep_steps([LAYER, experts], 2)) == [
+        Bring(LAYER),
+        Resume(0, LAYER),
+        BringExperts(0, experts),
+        Resume(0, experts),
+        Resume(1, LAYER),
+        BringExperts(1, experts),
+        Resume(1, experts),
+        DropExperts(experts),
+        Drop(LAYER),
+    ]
+    assert list(serial_steps([LAYER, experts], 1)) == [
+        Bring(LAYER),
+        Resume(0, LAYER),
+        BringExperts(0, experts),
+        Resume(0, experts),
+        DropExperts(experts),
+        Drop(LAYER),
+    ]
