@@ -136,7 +136,12 @@ class ExpertStream:
         self._make_room(len(missing), wanted)
         for expert in missing:  # all of them at once, so that the reader's threads share them
             self._begin(expert)
-        return {expert.index: self._arrived(expert) for expert in wanted}
+        try:
+            return {expert.index: self._arrived(expert) for expert in wanted}
+        except Exception:
+            for expert in wanted:  # others may have failed, too
+                self._evict(expert)
+            raise
 
     def drop(self, layer: int) -> None:
         if layer in self._turns:
@@ -219,11 +224,7 @@ class ExpertStream:
 
     def _arrived(self, expert: Expert) -> Mapping[str, Tensor]:
         place = self._places[expert]
-        try:
-            place.transfer.wait()
-        except Exception:
-            self._evict(expert)
-            raise
+        place.transfer.wait()
         return _tensors(self._images[expert.layer][expert.index], place.buffer)
 
     def _evict(self, expert: Expert) -> None:

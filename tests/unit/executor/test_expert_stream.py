@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,36 @@ class NotedImages(DiskImages):
         self.begun.append((part.layer, part.index))
         self.transfers.append(super().begin(part, image, slot))
         return self.transfers[-1]
+
+
+class LateTransfer(Transfer):
+    """Bytes that arrive only when someone waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__("late", 1)
+
+    def settle(self) -> None:
+        if not self.is_complete:
+            self.finish_part()
+        super().settle()
+
+
+class LateImages:
+    """A source that is asked for nothing while something else is on its way to the same place."""
+
+    def __init__(self) -> None:
+        self.last: dict[int, Transfer] = {}
+
+    def open(self, image: LayerImage) -> None:
+        pass
+
+    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+        assert id(slot) not in self.last or self.last[id(slot)].is_complete
+        self.last[id(slot)] = LateTransfer()
+        return self.last[id(slot)]
+
+    def close(self) -> None:
+        pass
 
 
 class Rig:
@@ -118,6 +149,16 @@ def test_a_large_sweep_reads_ahead_in_order_as_far_as_there_are_places(rig: Rig)
     assert rig.source.begun == [*all_of(0), *all_of(1), *all_of(2), *all_of(0), (1, 0), (1, 1)]
 
 
+def test_reading_ahead_drops_nothing_that_is_needed_as_soon(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, num_places=2 * NUM_EXPERTS + 2)
+    rig.stream.follow(POINTS, ONE)
+    rig.bring(2, 5, 6)
+    rig.source.begun.clear()
+    rig.stream.follow(POINTS, MANY)
+    assert rig.source.begun == [*all_of(0), *all_of(1)]
+    rig.close()
+
+
 def test_sweeps_of_any_size_can_follow_each_other(rig: Rig) -> None:
     for num_tokens in (MANY, ONE, ONE, MANY, MANY, ONE):
         rig.stream.follow(POINTS, num_tokens)
@@ -131,12 +172,22 @@ def test_the_expert_that_is_used_least_gives_way(rig: Rig) -> None:
         rig.stream.follow(POINTS, ONE)
         rig.bring(0, 1, 2)
         rig.stream.drop(0)
+    rig.bring(2, *range(NUM_EXPERTS))
     rig.stream.follow(POINTS, ONE)
-    rig.bring(1, *range(NUM_EXPERTS))
-    rig.stream.drop(1)
-    assert rig.bring(2, 0, 1, 2, 3) == [(2, 0), (2, 1), (2, 2), (2, 3)]
+    rig.bring(0, 1, 2)
+    rig.stream.drop(0)
+    assert rig.bring(1, 0, 1) == [(1, 0), (1, 1)]
     rig.stream.follow(POINTS, ONE)
     assert rig.bring(0, 1, 2) == [], "these were used in every sweep"
+
+
+def test_what_a_micro_batch_needs_does_not_give_way_to_what_else_it_needs(rig: Rig) -> None:
+    rig.stream.follow(POINTS, ONE)
+    rig.bring(0, 0)
+    for _ in range(4):
+        rig.stream.follow(POINTS, ONE)
+        rig.bring(1, *range(NUM_EXPERTS))
+    assert rig.bring(0, 0, 1, 2) == [(0, 1), (0, 2)]
 
 
 def test_among_equals_the_expert_whose_turn_is_farthest_away_gives_way(rig: Rig) -> None:
@@ -180,13 +231,21 @@ def test_layers_that_are_kept_are_not_read_again(rig: Rig) -> None:
     assert not any(layer == 1 for layer, _ in rig.source.begun)
 
 
+def test_nothing_is_read_to_where_something_else_is_still_on_its_way(rig: Rig) -> None:
+    stream = ExpertStream(rig.images, spec=SPEC, source=LateImages(), num_places=NUM_EXPERTS + 2)
+    for num_tokens in (MANY, ONE):
+        stream.follow(POINTS, num_tokens)
+        stream.bring(2, torch.arange(NUM_EXPERTS))
+    stream.close()
+
+
 def test_a_layer_without_experts_has_none_to_bring(rig: Rig) -> None:
     assert rig.stream.bring(NUM_LAYERS, torch.tensor([[0]])) is None
     rig.stream.drop(NUM_LAYERS)
 
 
 def test_a_reading_that_fails_is_told_and_tried_again(rig: Rig) -> None:
-    content = rig.files[1].read_bytes()
+    content, state = rig.files[1].read_bytes(), rig.files[1].stat()
     rig.files[1].write_bytes(content[:100])
     for num_tokens in (ONE, MANY):
         rig.stream.follow(POINTS, num_tokens)
@@ -194,6 +253,9 @@ def test_a_reading_that_fails_is_told_and_tried_again(rig: Rig) -> None:
             rig.bring(1, 2, 3)
     rig.stream.follow(POINTS, ONE)
     assert rig.bring(0, *range(NUM_EXPERTS)) == [], "what is whole stays"
+    rig.files[1].write_bytes(content)
+    os.utime(rig.files[1], ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert rig.bring(1, 2, 3) == [(1, 2), (1, 3)]
 
 
 def test_a_file_that_is_gone_is_found_before_anything_is_read(rig: Rig) -> None:
