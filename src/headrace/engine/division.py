@@ -17,7 +17,7 @@ from headrace.executor.kv_stream import NUM_SLABS, KVStream, LayerHome, lay_out
 from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
-from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
+from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.weight_map import WeightMap
@@ -25,6 +25,7 @@ from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
+from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
 from headrace.storage.scratch_file import ScratchFile
@@ -83,12 +84,13 @@ def divide(
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
     records = [_record(placed, layer, block_tokens, dtype) for layer in kv_layers]
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
-    room = _room_below(tiers)
+    all_slab_bytes = NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0
+    room = _room_below(tiers, all_slab_bytes)
     demand = Demand(
-        part_bytes=[image.num_bytes for image in placed.images.values()],
+        part_bytes=[placed.part_bytes([point]) for point in placed.images],
         max_rows=sweep.max_num_seqs,
         operations_per_token=2.0 * sum(source.num_bytes for source in weights.parameters.values()) / dtype.itemsize,
-        slab_bytes=NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0,
+        slab_bytes=all_slab_bytes,
         room_below_bytes=room.host_bytes + room.disk_bytes,
         **_row_demand(table, records, options, sweep, block_tokens, dtype),
     )
@@ -102,8 +104,10 @@ def divide(
         )
     if not below:
         return KVBelow()
-    budget.charge("staging", demand.slab_bytes)
+    budget.charge("staging", all_slab_bytes)
     on_disk = frozenset(below) - on_host
+    if on_disk and not tiers.are_one:
+        tiers.host_budget.charge("staging", all_slab_bytes)  # KV on disk passes as much memory of the host
     return KVBelow(
         on_host=on_host, on_disk=on_disk, slab_blocks=slab_blocks, num_bytes=room.for_layers(len(on_host), len(on_disk))
     )
@@ -133,13 +137,18 @@ def move_kv_below(
             throttle=tiers.throttle,
             trace=tiers.trace,
         )
-        return file if tiers.link is None else FileBehindLink(file)
+        return FileStore(file) if tiers.link is None else FileBehindLink(file, tiers.link)
 
     homes: dict[int, LayerHome] = {}
     for layers, open_store in ((kv.on_host, on_host), (kv.on_disk, on_disk)):
         if layers:
             homes |= lay_out(placed.model.table, layers, cache.num_blocks, block_tokens, dtype, open_store)
-    placed.kv = KVStream(homes, slab_blocks=kv.slab_blocks, device=tiers.device)
+    placed.kv = KVStream(
+        homes,
+        slab_blocks=kv.slab_blocks,
+        device=tiers.device,
+        allocate=AlignedBuffer if tiers.link is None else tiers.link.device_memory,
+    )
     placed.points = tuple(
         point
         for before in placed.points
@@ -165,8 +174,9 @@ class _Room:
         return int((num_on_host + num_on_disk) * min(per_layer))
 
 
-def _room_below(tiers: Tiers) -> _Room:
-    host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes))
+def _room_below(tiers: Tiers, all_slab_bytes: int) -> _Room:
+    """`all_slab_bytes` of the host may be needed on the way to the disk."""
+    host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes - all_slab_bytes))
     return _Room(host_bytes=host_bytes, disk_bytes=int(_KV_DISK_SHARE * tiers.disk.free_bytes))
 
 
@@ -194,7 +204,7 @@ def _row_demand(
 
 def _keep(placed: PlacedModel, points: Sequence[Point], budget: Budget) -> None:
     if placed.stream is not None:
-        budget.charge("weights", sum(placed.images[point].num_bytes for point in points))
+        budget.charge("weights", placed.part_bytes(points))
         placed.stream.keep(points)
 
 

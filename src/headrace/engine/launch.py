@@ -26,7 +26,7 @@ from headrace.engine.memory import (
 from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers, open_tiers
 from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
-from headrace.errors import BudgetError, OptionError
+from headrace.errors import BudgetError
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
@@ -77,15 +77,19 @@ def launch(options: EngineOptions) -> Launched:
     """
     path = locate_model(options.model, options.revision)
     with ExitStack() as opened:
-        tiers = open_tiers(options, opened)
-        tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
-        defaults = read_generation_defaults(path, tokenizer)
-        keep_freed_memory()
-        model, weights, dtype = _describe_weights(options, path, tiers)
-        placed = _place_model(options, model, weights, dtype, tiers)
-        opened.callback(placed.close)
-        launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
-        return replace(launched, close=opened.pop_all().close)
+        return launch_on(open_tiers(options, opened), options, path, opened)
+
+
+def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStack) -> Launched:
+    """Does the same with the model in folder `path` on tiers that are there, and are closed with `opened`."""
+    tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+    defaults = read_generation_defaults(path, tokenizer)
+    keep_freed_memory()
+    model, weights, dtype = _describe_weights(options, path, tiers)
+    placed = _place_model(options, model, weights, dtype, tiers)
+    opened.callback(placed.close)
+    launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
+    return replace(launched, close=opened.pop_all().close)
 
 
 def start(
@@ -225,13 +229,11 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     table = layer_table(model.config)
     host, device = tiers.host_budget, tiers.device_budget
-    if not tiers.can_stream and (options.asks_to_stream or options.kv_on_device not in (None, 1)):
-        raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0
     is_too_large = base + weights.num_bytes + smallest > device.limit_bytes
-    streams = tiers.can_stream and (options.asks_to_stream or is_too_large)
+    streams = options.asks_to_stream or is_too_large
     try:
         if not tiers.are_one:
             host.require("Python with torch", used + LIBRARY_BYTES)
@@ -242,14 +244,8 @@ def _place_model(
                 "cache and sweep",
                 base + least_stream_bytes(weights) + smallest,
             )
-        elif is_too_large:
-            device.require(
-                f"{format_bytes(weights.num_bytes)} of weights and the smallest KV cache and sweep",
-                base + weights.num_bytes + smallest,
-            )
     except BudgetError as error:
-        here = "" if tiers.can_stream else " This version streams weights with --device cpu only."
-        raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
+        raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.)") from None
     host.charge("Python, torch and tokenizer", used)
     if streams:
         return open_stream(model, table, weights, tiers)

@@ -35,6 +35,7 @@ class EngineOptions:
     kv_on_device: float | None = None
     weights_on_host: float | None = None
     kv_on_host: float | None = None
+    pin_memory: bool = True
     chat_template: Path | str | None = None
     trace: Path | str | None = None
     overlap: bool = True

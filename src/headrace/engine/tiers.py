@@ -12,8 +12,11 @@ from headrace.engine.options import EngineOptions
 from headrace.errors import OptionError
 from headrace.models.choices import choose_device
 from headrace.storage.budget import Budget
+from headrace.storage.cuda_link import CudaLink
+from headrace.storage.cuda_runtime import CudaRuntime
 from headrace.storage.device_memory import default_limit_bytes
 from headrace.storage.folders import DiskTier, parse_disk
+from headrace.storage.link import Link
 from headrace.storage.process_memory import release_freed_memory, resident_bytes
 from headrace.storage.simulated_device import SimulatedLink, parse_simulated
 from headrace.storage.throttle import Throttle
@@ -29,31 +32,28 @@ class Tiers:
     Attributes:
         device: that computes, as torch names it; the CPU for a simulated one.
         device_budget: the host's own where the CPU computes.
-        link: between host and a simulated device.
+        link: between host and device; None where these are one.
         throttle: on what sweeps read from disk and write there.
+        is_simulated: the device's memory is the host's, too, and is counted for both.
     """
 
     device: torch.device
     host_budget: Budget
     device_budget: Budget
     disk: DiskTier
-    link: SimulatedLink | None
+    link: Link | None
     throttle: Throttle | None
     trace: Trace
+    is_simulated: bool = False
 
     @property
     def are_one(self) -> bool:
         """Whether host and device share their memory."""
         return self.device_budget is self.host_budget
 
-    @property
-    def can_stream(self) -> bool:
-        """Whether there is a way for weights and KV to come to the device sweep by sweep."""
-        return self.are_one or self.link is not None
-
     def host_resident_bytes(self) -> int:
         """What the process uses of the host's memory; a simulated device's is not part of it."""
-        return resident_bytes() - (self.device_budget.charged_bytes if self.link is not None else 0)
+        return resident_bytes() - (self.device_budget.charged_bytes if self.is_simulated else 0)
 
     def settle(self) -> None:
         """Charges what torch and its libraries have brought in since the start and keep."""
@@ -61,7 +61,7 @@ class Tiers:
         self.host_budget.settle("libraries", self.host_resident_bytes())
 
     def __str__(self) -> str:
-        return "a simulated device" if self.link is not None else str(self.device)
+        return "a simulated device" if self.is_simulated else str(self.device)
 
 
 def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
@@ -81,16 +81,18 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
         )
     limit = options.memory_bytes or default_limit_bytes(CPU)
     host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
-    link = None
+    link: Link | None = None
     if simulated is not None:
         link = SimulatedLink(simulated, trace)
-        opened.callback(link.close)
         device_budget = Budget(
             tier="device", limit_bytes=simulated.memory_bytes, option="--device simulated with a SIZE of"
         )
     elif device.type != "cpu":
+        link = CudaLink(CudaRuntime(device), pins=options.pin_memory, trace=trace)
         limit = options.gpu_memory_bytes or default_limit_bytes(device)
         device_budget = Budget(tier="device", limit_bytes=limit, option="--gpu-memory")
+    if link is not None:
+        opened.callback(link.close)
     return Tiers(
         device=device,
         host_budget=host,
@@ -99,4 +101,5 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
         link=link,
         throttle=None if options.disk_bytes_per_second is None else Throttle(options.disk_bytes_per_second),
         trace=trace,
+        is_simulated=simulated is not None,
     )

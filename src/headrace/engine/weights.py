@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,18 +14,19 @@ from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
 from headrace.executor.weight_stream import ResidentWeights, Weights, WeightStream
 from headrace.models.disk_embedding import keep_embedding_on_disk
-from headrace.models.layer_image import LayerImage, layer_image, row_images
+from headrace.models.layer_image import LayerImage, aligned_layout, layer_image, row_images
 from headrace.models.layer_table import LayerTable
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.takeover import EngineModel
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import ParameterSource, WeightMap
-from headrace.models.weights import WeightLoader, move_buffers
+from headrace.models.weights import WeightLoader, allocate_on, move_buffers
 from headrace.planner.placement import spread
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.disk_reader import STAGING_BYTES, DiskReader
+from headrace.storage.link import Link
 
 _LEAST_SLOTS = 2
 """One that computes, and one on its way."""
@@ -56,6 +57,10 @@ class PlacedModel:
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
 
+    def part_bytes(self, points: Iterable[Point]) -> int:
+        """Returns what the weights of `points`, which may be streamed, take where they are used."""
+        return 0 if self.stream is None else sum(self.stream.part_bytes(point) for point in points)
+
     @property
     def streamed_bytes(self) -> int:
         """What every sweep reads from the disk."""
@@ -73,14 +78,9 @@ class PlacedModel:
 
 def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap, device: torch.device) -> PlacedModel:
     """Loads all weights straight to `device`; they have been charged."""
-
-    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    with WeightLoader(model, weights, allocate=allocate) as loader:
+    with WeightLoader(model, weights, allocate=allocate_on(device)) as loader:
         loader.load_all()
-    if device.type != "cpu":
-        move_buffers(model, device)
+    move_buffers(model, device)
     return place_resident(model, table)
 
 
@@ -106,23 +106,26 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
         Point("layer", index): layer_image(f"layer {index}", weights.in_group(index))
         for index in range(weights.num_layers)
     }
-    slot_bytes = max(image.num_bytes for image in images.values())
-    heads = row_images("head", _head_sources(weights), slot_bytes)
+    heads = row_images("head", _head_sources(weights), max(image.num_bytes for image in images.values()))
     images |= {Point("head", index): image for index, image in enumerate(heads)}
+    staging_bytes = max(image.num_bytes for image in images.values())
+    slot_bytes = (
+        staging_bytes if tiers.link is None else max(aligned_layout(image).num_bytes for image in images.values())
+    )
     reader, embedding_reader = DiskReader(throttle=tiers.throttle, trace=tiers.trace), RangeReader(tiers.throttle)
     try:
         budget.charge("weights", weights.group_bytes("rest"))
         num_slots = max(_LEAST_SLOTS, min(_MOST_SLOTS, int(_SLOTS_SHARE * budget.free_bytes / slot_bytes)))
         budget.charge("staging", num_slots * slot_bytes)
         tiers.host_budget.charge("staging", STAGING_BYTES)
-        places = ParameterPlaces(model, weights)
-        with WeightLoader(model, weights, places=places) as loader:
-            loader.load("rest")
-        keep_embedding_on_disk(model, _embedding_source(weights), embedding_reader)
-        source: ImageSource = DiskImages(reader)
         if tiers.link is not None:
-            tiers.host_budget.charge("staging", num_slots * slot_bytes)
-            source = HostImages(reader, tiers.link, staging_bytes=slot_bytes)
+            tiers.host_budget.charge("staging", num_slots * staging_bytes)
+        places = ParameterPlaces(model, weights)
+        with WeightLoader(model, weights, places=places, allocate=allocate_on(tiers.device)) as loader:
+            loader.load("rest")
+        move_buffers(model, tiers.device)
+        keep_embedding_on_disk(model, _embedding_source(weights), embedding_reader, tiers.device)
+        source = _source(reader, tiers.link, num_slots, staging_bytes)
         stream = WeightStream(images, places=places, source=source, num_slots=num_slots)
     except BaseException:
         reader.close()
@@ -138,6 +141,12 @@ def open_stream(model: PreTrainedModel, table: LayerTable, weights: WeightMap, t
         embedding_reader=embedding_reader,
         images=images,
     )
+
+
+def _source(reader: DiskReader, link: Link | None, num_slots: int, staging_bytes: int) -> ImageSource:
+    if link is None:
+        return DiskImages(reader)
+    return HostImages(reader, link, num_staging=num_slots, staging_bytes=staging_bytes)
 
 
 def hold_on_host(placed: PlacedModel, tiers: Tiers, share: float | None, num_bytes: int) -> None:
