@@ -46,6 +46,11 @@ def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(tmp_pat
         LLM(tmp_path / "model", device="simulated:1MiB,20GB/s")
 
 
+def test_there_is_nothing_not_to_pin_without_a_gpu() -> None:
+    with pytest.raises(OptionError, match="nothing to pin"):
+        LLM("demo", device="simulated:1GiB,20GB/s", pin_memory=False)
+
+
 @pytest.mark.parametrize("device", ["simulated:2GiB", "simulated:2GiB,fast", "simulated:much,1GB/s"])
 def test_a_device_that_cannot_be_read_is_refused(device: str) -> None:
     with pytest.raises(OptionError, match="expected"):

@@ -217,7 +217,7 @@ def generated(name: str, prompt: tuple[int, ...], num_new: int) -> list[int]:
 
 def generate_alone(model: PreTrainedModel, prompt: Sequence[int], num_new: int) -> list[int]:
     """Returns the new tokens of one row, greedily, by transformers."""
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt)], device=model.device)
     output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, do_sample=False, pad_token_id=0
     )

@@ -107,18 +107,13 @@ class Driver:
 
 @pytest.mark.parametrize("lands", ["early", "late"])
 @given(program=st.lists(STEPS, max_size=30))
-def test_every_program_computes_with_the_bytes_it_asked_for(
-    lands: Literal["early", "late"], program: list[Step]
-) -> None:
-    run(lands, lambda driver: [driver.do(step) for step in program])
-
-
-def run(lands: Literal["early", "late"], program: Callable[[Driver], object]) -> None:
+def test_every_program_computes_with_the_bytes_it_asked_for(lands: Lands, program: list[Step]) -> None:
     runtime = LateRuntime(lands=lands, computes="late")
     link = CudaLink(runtime)
     try:
         driver = Driver(runtime, link)
-        program(driver)
+        for step in program:
+            driver.do(step)
         driver.check()
     finally:
         link.close()

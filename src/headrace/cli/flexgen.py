@@ -4,7 +4,8 @@
 --offload-dir                       --disk
 --gpu-batch-size, --num-gpu-batches rows of a micro-batch, and micro-batches of a sweep
 --overlap false                     the plain serial schedule, which reads all weights for every micro-batch
---pin-weight, --cpu-cache-compute   without a GPU true of themselves; with one refused while nothing is streamed to it
+--pin-weight                        whether host memory is pinned; without a GPU there is nothing to pin
+--cpu-cache-compute                 true of itself without a GPU; with one refused, since KV is brought to it
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class FlexGenOptions(TypedDict, total=False):
     max_num_seqs: int
     num_micro_batches: int
     overlap: bool
+    pin_memory: bool
 
 
 def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
         "--pin-weight",
         type=_yes_or_no,
         metavar="BOOL",
-        help="pinned host memory for weights; without a GPU there is nothing to pin",
+        help="pinned host memory for weights and KV (default: true); without a GPU there is nothing to pin",
     )
     group.add_argument(
         "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU to KV that is not on the GPU"
@@ -76,11 +78,9 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     if args.overlap is not None:
         found["overlap"] = args.overlap
     if args.pin_weight is not None and not _runs_on_cpu(args.device):
-        raise OptionError(
-            "--pin-weight: this version keeps the weights of a GPU on the GPU, so there is nothing to pin; leave it out"
-        )
+        found["pin_memory"] = args.pin_weight
     if args.cpu_cache_compute and not _runs_on_cpu(args.device):
-        raise OptionError("--cpu-cache-compute: this version keeps the KV of a GPU on the GPU; leave it out")
+        raise OptionError("--cpu-cache-compute: this version attends on the GPU, wherever KV lies; leave it out")
     return found
 
 

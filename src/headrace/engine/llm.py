@@ -56,6 +56,7 @@ class LLM:
         kv_on_device: float | None = None,
         weights_on_host: float | None = None,
         kv_on_host: float | None = None,
+        pin_memory: bool = True,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
         overlap: bool = True,
@@ -88,8 +89,10 @@ class LLM:
             weights_on_device: the share of the weights, from 0 to 1, that shall stay where the computing is, in memory
                 on a CPU; by default the one that makes most rows advance per second.
             kv_on_device: the same for the KV of attention layers.
-            weights_on_host, kv_on_host: of what is not on a simulated device, the shares in the host's memory; by
-                default what fits. The rest is on disk.
+            weights_on_host, kv_on_host: of what is not on the GPU (or a simulated device), the shares in the host's
+                memory; by default what fits. The rest is on disk.
+            pin_memory: pin the host memory that a GPU's weights and KV pass or lie in; False leaves it to the system
+                to move, and copies take longer.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
             overlap: whether micro-batches share the weights of a sweep; False is the plain serial schedule, to compare.
             trace: file to write what happened when to, for Perfetto or chrome://tracing.
@@ -120,6 +123,7 @@ class LLM:
                 kv_on_device=kv_on_device,
                 weights_on_host=weights_on_host,
                 kv_on_host=kv_on_host,
+                pin_memory=pin_memory,
                 chat_template=chat_template,
                 trace=trace,
                 overlap=overlap,

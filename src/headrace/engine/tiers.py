@@ -79,6 +79,8 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
             "--gpu-memory (or max_memory for GPU 0) was given, but the model runs on the CPU; give --memory, or "
             "--device cuda"
         )
+    if not options.pin_memory and device.type == "cpu":
+        raise OptionError("pin_memory is False, but there is no GPU, and so nothing to pin; leave it out")
     limit = options.memory_bytes or default_limit_bytes(CPU)
     host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
     link: Link | None = None

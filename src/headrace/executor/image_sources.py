@@ -103,7 +103,7 @@ class HostImages:
         staging = self._free.get()  # where all are under way, one comes free without our doing
         try:
             arrived = self._reader.read(image.what, image.ranges, staging.bytes)
-        except BaseException:
+        except Exception:  # nothing was begun; of a Ctrl-C that is not certain, and the buffer is better lost then
             self._free.put(staging)
             raise
         return self._link.upload(

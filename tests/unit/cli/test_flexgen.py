@@ -38,6 +38,12 @@ def test_what_a_cpu_does_anyway_may_be_asked_for() -> None:
     assert mapped("--cpu-cache-compute", "--pin-weight", "true") == {}
 
 
+@pytest.mark.parametrize("device", ["simulated:1GiB,1GB/s"])
+def test_pinning_is_asked_of_a_device(device: str) -> None:
+    words = ["generate", "--model", "demo", "--device", device, "--pin-weight", "true"]
+    assert dict(flexgen_options(build_parser().parse_args(words))) == {"pin_memory": True}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
