@@ -49,7 +49,7 @@ def test_tokens_are_those_of_generate_wherever_things_are(name: str, shares: str
     write_tokenizer(tmp_path / "model", 97)
     before, runtime = threading.active_count(), LateRuntime(lands="late")
     prompts = [make_prompt(length) for length in LENGTHS]
-    with open_on(runtime, tmp_path, num_micro_batches=2, **SHARES[shares]) as llm:
+    with open_on(runtime, tmp_path, num_micro_batches=6, **SHARES[shares]) as llm:
         outputs = llm.generate(prompts, SamplingParams(max_tokens=8, temperature=0))
     assert [list(output.outputs[0].token_ids) for output in outputs] == [
         generated(name, prompt, 8) for prompt in prompts

@@ -1,6 +1,7 @@
 """FlexGen's options for where things live and how a sweep is cut, and what they become here.
 
---percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly
+--percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly,
+                                    and of micro-batches whose activations stay on the device while they wait
 --offload-dir                       --disk
 --gpu-batch-size, --num-gpu-batches rows of a micro-batch, and micro-batches of a sweep
 --overlap false                     the plain serial schedule, which reads all weights for every micro-batch
@@ -26,6 +27,7 @@ class FlexGenOptions(TypedDict, total=False):
     weights_on_host: float
     kv_on_device: float
     kv_on_host: float
+    activations_on_device: float
     disk: str
     max_num_seqs: int
     num_micro_batches: int
@@ -85,7 +87,7 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
 
 
 def _shares(percent: list[int], *, are_one: bool) -> FlexGenOptions:
-    """Shares of weights and KV on the device and its host; where these are one, what is on either is in memory."""
+    """Shares of what is on the device and on its host; where these are one, what is on either is in memory."""
     pairs = [percent[0:2], percent[2:4], percent[4:6]]
     for what, pair in zip(("weights", "KV", "activations"), pairs, strict=True):
         if min(pair) < 0 or sum(pair) > 100:
@@ -105,6 +107,7 @@ def _shares(percent: list[int], *, are_one: bool) -> FlexGenOptions:
         "weights_on_host": weights_on_host / 100,
         "kv_on_device": kv / 100,
         "kv_on_host": kv_on_host / 100,
+        "activations_on_device": activations[0] / 100,
     }
 
 

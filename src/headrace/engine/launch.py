@@ -27,6 +27,7 @@ from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers, open_tiers
 from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
 from headrace.errors import BudgetError
+from headrace.executor.activations import ActivationsBelow
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
@@ -125,7 +126,16 @@ def start(
             probe=probe.measure,
             settle=tiers.settle,
             is_streamed=placed.stream is not None,
+            host_budget=None if tiers.are_one else tiers.host_budget,
         )
+        if sweep.below is not None:
+            assert tiers.link is not None, "without a device there is nothing below it but the disk"
+            placed.activations = ActivationsBelow(
+                tiers.link,
+                slot_bytes=sweep.below.slot_bytes,
+                host_bytes=sweep.below.host_bytes,
+                share_on_device=options.activations_on_device or 0.0,
+            )
         below = divide(
             placed, tiers, weights=weights, options=options, sweep=sweep, block_tokens=BLOCK_TOKENS, dtype=dtype
         )
@@ -192,6 +202,7 @@ def _assemble(
         contexts=contexts,
         weights=placed.weights,
         kv=placed.kv,
+        activations=placed.activations,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
     )

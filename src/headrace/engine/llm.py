@@ -56,6 +56,7 @@ class LLM:
         kv_on_device: float | None = None,
         weights_on_host: float | None = None,
         kv_on_host: float | None = None,
+        activations_on_device: float | None = None,
         pin_memory: bool = True,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
@@ -91,6 +92,9 @@ class LLM:
             kv_on_device: the same for the KV of attention layers.
             weights_on_host, kv_on_host: of what is not on the GPU (or a simulated device), the shares in the host's
                 memory; by default what fits. The rest is on disk.
+            activations_on_device: the share of a sweep's micro-batches whose activations stay on the GPU (or simulated
+                device) while they wait for their turn; those of the others are sent to the host. By default all stay,
+                unless sweeps would be small for it.
             pin_memory: pin the host memory that a GPU's weights and KV pass or lie in; False leaves it to the system
                 to move, and copies take longer.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
@@ -123,6 +127,7 @@ class LLM:
                 kv_on_device=kv_on_device,
                 weights_on_host=weights_on_host,
                 kv_on_host=kv_on_host,
+                activations_on_device=activations_on_device,
                 pin_memory=pin_memory,
                 chat_template=chat_template,
                 trace=trace,

@@ -81,6 +81,11 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
         )
     if not options.pin_memory and device.type == "cpu":
         raise OptionError("pin_memory is False, but there is no GPU, and so nothing to pin; leave it out")
+    if options.activations_on_device not in (None, 1) and device.type == "cpu" and simulated is None:
+        raise OptionError(
+            f"activations_on_device is {options.activations_on_device}, but the model runs in the memory of the CPU, "
+            "where all activations are; leave it out"
+        )
     limit = options.memory_bytes or default_limit_bytes(CPU)
     host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
     link: Link | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import SweepError
+from headrace.executor.activations import Activations, ActivationsStay
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.weight_stream import ResidentWeights, Weights
@@ -42,6 +43,7 @@ class Executor:
     contexts: ContextBuilder
     weights: Weights = field(default_factory=ResidentWeights)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
+    activations: Activations = field(default_factory=ActivationsStay)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
 
@@ -74,6 +76,8 @@ class Executor:
         try:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
             self.weights.follow(self.points)
+            turns = [step.micro_batch for step in steps if isinstance(step, Resume) and step.point.has_weights]
+            self.activations.begin([context.token_ids.shape[1] for context in contexts], turns)
             for step in steps:
                 with self.trace.span(*_label(step)):
                     self._follow(step, coroutines)
@@ -81,6 +85,7 @@ class Executor:
         finally:
             for coroutine in coroutines:
                 coroutine.cancel()
+            self.activations.end()
 
     def _follow(self, step: Step, coroutines: Sequence[Coroutine[MicroBatchContext, Tensor]]) -> None:
         match step:
@@ -93,7 +98,11 @@ class Executor:
             case Resume(micro_batch, point):
                 coroutine = coroutines[micro_batch]
                 assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
+                if point.has_weights:
+                    self.activations.bring(micro_batch)
                 coroutine.resume()
+                if coroutine.waits_at is not None and coroutine.waits_at.has_weights:
+                    self.activations.send(micro_batch, coroutine.context.kept())
             case StoreKV(micro_batch, point):
                 coroutines[micro_batch].context.brought.pop(point.layer, None)
                 self.kv.store(micro_batch, point.layer)

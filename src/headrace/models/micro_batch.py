@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import ReferenceType
 
 from torch import Tensor
 
@@ -39,6 +40,8 @@ class MicroBatchContext:
         waits: points at which this micro-batch really suspends; the others are passed without a stop.
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
         brought: per layer whose KV lives elsewhere, while it is here: pages, and a layout that names their blocks.
+        waiting: what it goes on with, while it waits.
+        embedded: its embedded tokens, which many models keep to the end of their layers.
     """
 
     token_ids: Tensor
@@ -50,11 +53,22 @@ class MicroBatchContext:
     waits: frozenset[Point]
     skipped_layers: frozenset[int] = frozenset()
     brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
+    waiting: list[Tensor] = field(default_factory=list)
+    embedded: list[ReferenceType[Tensor]] = field(default_factory=list)
 
-    def reach(self, point: Point) -> None:
-        """Waits at `point`, if that is one of `waits`."""
+    def reach(self, point: Point, waiting: Tensor | None = None) -> None:
+        """Waits at `point`, if that is one of `waits`; goes on with `waiting` then."""
         if point in self.waits:
-            suspend(point)
+            if waiting is not None:
+                self.waiting.append(waiting)
+            try:
+                suspend(point)
+            finally:
+                self.waiting.clear()
+
+    def kept(self) -> list[Tensor]:
+        """Returns the activations that it keeps while it waits before a layer, and does not look at."""
+        return [*self.waiting, *(tensor for tensor in (own() for own in self.embedded) if tensor is not None)]
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
         """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""
