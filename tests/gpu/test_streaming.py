@@ -68,7 +68,7 @@ def test_other_ways_to_stream_give_the_same_tokens(options: dict[str, object], t
 
 
 def test_a_model_larger_than_the_gpu_memory_it_is_given_stays_within_it(tmp_path: Path) -> None:
-    save_sharded(tmp_path / "model", hidden_size=1024, num_layers=16, shard="100MB")  # 590 MiB in float32
+    save_sharded(tmp_path / "model", hidden_size=1024, num_layers=16, shard="100MB")  # 576 MiB in float32
     limit = 400 << 20
     shape = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 64}
     with LLM(tmp_path / "model", device="cuda", disk=tmp_path, gpu_memory="8GiB", **shape) as llm:  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from headrace.models.choices import choose_device
 from headrace.storage.budget import Budget
 from headrace.storage.cuda_link import CudaLink
 from headrace.storage.cuda_runtime import CudaRuntime
-from headrace.storage.device_memory import default_limit_bytes
+from headrace.storage.device_memory import default_limit_bytes, gpu_held_bytes
 from headrace.storage.folders import DiskTier, parse_disk
 from headrace.storage.link import Link
 from headrace.storage.process_memory import release_freed_memory, resident_bytes
@@ -59,6 +59,8 @@ class Tiers:
         """Charges what torch and its libraries have brought in since the start and keep."""
         release_freed_memory()
         self.host_budget.settle("libraries", self.host_resident_bytes())
+        if self.device.type == "cuda":
+            self.device_budget.settle("libraries", gpu_held_bytes(self.device))
 
     def __str__(self) -> str:
         return "a simulated device" if self.is_simulated else str(self.device)
