@@ -49,6 +49,7 @@ from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
     keep_freed_memory,
+    release_freed_memory,
     resident_bytes,
 )
 from headrace.units import format_bytes
@@ -240,6 +241,7 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     table = layer_table(model.config)
     host, device = tiers.host_budget, tiers.device_budget
+    release_freed_memory()
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0
