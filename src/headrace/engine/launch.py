@@ -49,6 +49,7 @@ from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
     keep_freed_memory,
+    release_freed_memory,
     resident_bytes,
 )
 from headrace.units import format_bytes
@@ -232,6 +233,7 @@ def _place_model(
     host, device = tiers.host_budget, tiers.device_budget
     if not tiers.can_stream and (options.asks_to_stream or options.kv_on_device not in (None, 1)):
         raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
+    release_freed_memory()
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0
