@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.wide_products import products
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
@@ -105,6 +106,7 @@ def start(
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
     attention, table, budget = GroupedAttention(), placed.model.table, tiers.device_budget
+    multiplying = products(dtype, tiers.device)
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,
@@ -113,6 +115,7 @@ def start(
         block_tokens=BLOCK_TOKENS,
         points=placed.points,
         weights=placed.weights,
+        products=multiplying,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
@@ -160,7 +163,7 @@ def start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, below, tokenizer, defaults, tiers)
+    engine = _assemble(options, placed, contexts, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -180,6 +183,7 @@ def _assemble(
     sweep: SweepPlan,
     plan: CachePlan,
     below: KVBelow,
+    multiplying: AbstractContextManager[object],
     tokenizer: Tokenizer | WithoutTokenizer,
     defaults: GenerationDefaults,
     tiers: Tiers,
@@ -206,6 +210,7 @@ def _assemble(
         activations=placed.activations,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
+        products=multiplying,
     )
     return Engine(
         scheduler=Scheduler(cache, limits),
