@@ -35,21 +35,31 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.lists(st.integers(2, 24), min_size=3, max_size=3),
         limits=LIMITS,
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
+        num_places=st.sampled_from([0, 3, 12, 100]),
+        moved_tokens=st.sampled_from([1, 1, 6]),
     )
     def start(
-        self, cache: str, block_tokens: int, num_blocks: list[int], limits: SweepLimits, enable_prefix_caching: bool
+        self,
+        cache: str,
+        block_tokens: int,
+        num_blocks: list[int],
+        limits: SweepLimits,
+        enable_prefix_caching: bool,
+        num_places: int,
+        moved_tokens: int,
     ) -> None:
         groups = CACHES[cache]
         pools = num_blocks[: len(groups)]
         self.cache = KVCacheManager(
             groups,
             num_blocks=pools,
+            num_places=[num_places] * len(groups),
             block_tokens=block_tokens,
             snapshot_tokens=2 * block_tokens,
             enable_prefix_caching=enable_prefix_caching,
         )
         self.model = ToyModel(groups, pools, block_tokens)
-        self.scheduler = Scheduler(self.cache, limits)
+        self.scheduler = Scheduler(self.cache, limits, lambda num_tokens: num_tokens >= moved_tokens)
         self.alive: dict[int, Sequence] = {}
         self.num_added = 0
         self.num_sampled = 0
@@ -108,6 +118,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run(self, draws: list[int], times: int) -> None:
         for _ in range(times):
             self._run(draws)
+
+    @precondition(lambda self: self.num_added > 8)  # late, or nearly every run would go on without moves
+    @rule()
+    def stop_moving(self) -> None:
+        self.scheduler.stop_moving()
 
     @precondition(lambda self: self.alive)
     @rule()
