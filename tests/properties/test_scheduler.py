@@ -53,11 +53,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cache = KVCacheManager(
             groups,
             num_blocks=pools,
-            num_places=[num_places] * len(groups),
             block_tokens=block_tokens,
             snapshot_tokens=2 * block_tokens,
             enable_prefix_caching=enable_prefix_caching,
         )
+        self.cache.open_parking([num_places] * len(groups))
         self.model = ToyModel(groups, pools, block_tokens)
         self.scheduler = Scheduler(self.cache, limits, lambda num_tokens: num_tokens >= moved_tokens)
         self.alive: dict[int, Sequence] = {}

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import torch
 
+from headrace.engine.below import open_disk_store, open_host_store
 from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
 from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers
@@ -17,7 +18,7 @@ from headrace.executor.kv_stream import NUM_SLABS, KVStream, LayerHome, lay_out
 from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
-from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
+from headrace.kv_cache.stores import KVStore
 from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.weight_map import WeightMap
@@ -27,7 +28,6 @@ from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
-from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
 """Of what is free, for each slab: fewer, larger micro-batches wait for KV less often."""
@@ -120,20 +120,10 @@ def move_kv_below(
     """
 
     def on_host(num_bytes: int, is_aligned: bool) -> KVStore:
-        assert tiers.link is not None, "without a device the host is no tier of its own"
-        tiers.host_budget.charge("KV cache", num_bytes)
-        return HostStore(tiers.link, num_bytes)
+        return open_host_store(tiers, "KV cache", num_bytes)
 
     def on_disk(num_bytes: int, is_aligned: bool) -> KVStore:
-        file = ScratchFile(
-            tiers.disk,
-            what="KV cache",
-            num_bytes=num_bytes,
-            is_aligned=is_aligned,
-            throttle=tiers.throttle,
-            trace=tiers.trace,
-        )
-        return file if tiers.link is None else FileBehindLink(file)
+        return open_disk_store(tiers, "KV cache", num_bytes, is_aligned=is_aligned)
 
     homes: dict[int, LayerHome] = {}
     for layers, open_store in ((kv.on_host, on_host), (kv.on_disk, on_disk)):

@@ -9,6 +9,7 @@ import torch
 
 from headrace.checkpoint.reader import RangeReader
 from headrace.engine.tiers import Tiers
+from headrace.executor.block_moves import BlockMoves, NoBlockMoves
 from headrace.executor.image_sources import DiskImages, HostImages, ImageSource
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
@@ -44,6 +45,7 @@ class PlacedModel:
         stream: what brings the weights that do not stay; None where all do.
         images: the parts of the model that may be streamed, in order.
         kv: what brings the KV that is not in the pools.
+        moves: what moves the KV of preempted rows.
     """
 
     model: EngineModel
@@ -55,6 +57,7 @@ class PlacedModel:
     embedding_reader: RangeReader | None = None
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
+    moves: BlockMoves = field(default_factory=NoBlockMoves)
 
     @property
     def streamed_bytes(self) -> int:
@@ -63,6 +66,7 @@ class PlacedModel:
 
     def close(self) -> None:
         """Ends all threads and gives the memory of streams back; a second call does nothing."""
+        self.moves.close()
         self.kv.close()
         if self.stream is not None and self.reader is not None:
             self.stream.close()

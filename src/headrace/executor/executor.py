@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import SweepError
+from headrace.executor.block_moves import BlockMoves, NoBlockMoves
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.weight_stream import ResidentWeights, Weights
@@ -42,6 +43,7 @@ class Executor:
     contexts: ContextBuilder
     weights: Weights = field(default_factory=ResidentWeights)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
+    moves: BlockMoves = field(default_factory=NoBlockMoves)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
 
@@ -50,7 +52,9 @@ class Executor:
 
         Raises:
             SweepError: any micro-batch failed, for the reason that the message names.
+            BlockMoveError: KV could not be moved; the sweep is to be abandoned, and made again without moves.
         """
+        self.moves.make(sweep)
         try:
             with (
                 torch.inference_mode(),

@@ -50,7 +50,6 @@ class KVCacheManager:
         groups: Sequence[KVGroup],
         *,
         num_blocks: Sequence[int],
-        num_places: Sequence[int] | None = None,
         block_tokens: int = 32,
         snapshot_tokens: int = 256,
         enable_prefix_caching: bool = True,
@@ -59,7 +58,6 @@ class KVCacheManager:
 
         Args:
             num_blocks: blocks (slots, for state groups) in the pool of each group.
-            num_places: how many of each group the tier below has room for; none if it is not given.
             block_tokens: positions per block.
             snapshot_tokens: a prefill keeps the state of state groups every so many tokens; a multiple of block_tokens.
             enable_prefix_caching: whether sequences share blocks, at one time and over time.
@@ -79,7 +77,7 @@ class KVCacheManager:
         self._snapshot_tokens = snapshot_tokens
         self._tree = PrefixTree(self.groups, self.pools, block_tokens)
         self._sequences: dict[int, SequenceBlocks] = {}
-        self._parked = ParkingLot(num_places or [0] * len(num_blocks))
+        self._parked = ParkingLot([0] * len(num_blocks))
 
     def begin(self, sequence_id: int, token_ids: Sequence[int], salt: str = "") -> PrefixHit:
         """Gives a sequence the longest prefix of its tokens that all groups have, at most all tokens but the last.
@@ -104,9 +102,7 @@ class KVCacheManager:
         copies = self._copy_part_of_block(sequence, token_ids)
         return PrefixHit(num_tokens=sequence.num_tokens, copies=copies)
 
-    def _begin_parked(
-        self, sequence_id: int, parked: Parked, root: Node | None, token_ids: Sequence[int]
-    ) -> PrefixHit:
+    def _begin_parked(self, sequence_id: int, parked: Parked, root: Node | None, token_ids: Sequence[int]) -> PrefixHit:
         path = self._tree.path_in_full_groups(root, token_ids, parked.num_tokens) if root else []
         tables = [
             make_table(
@@ -146,6 +142,14 @@ class KVCacheManager:
             for index, block in blocks.items()
         )
 
+    def open_parking(self, num_places: Sequence[int]) -> None:
+        """Gives the cache room below: for so many blocks of each group. In the beginning it has none."""
+        self._parked = ParkingLot(num_places)
+
+    def close_parking(self) -> None:
+        """Forgets what is below of all sequences, and parks no more of them."""
+        self._parked = ParkingLot([0] * len(self.pools))
+
     def can_park(self, sequence_id: int) -> bool:
         """Whether the tier below has room for what a sequence has."""
         return self._parked.has_room(self._sequences[sequence_id].needed())
@@ -162,10 +166,6 @@ class KVCacheManager:
     def unpark(self, sequence_id: int) -> None:
         """Forgets what is below of a sequence, if anything is."""
         self._parked.release(sequence_id)
-
-    def close_parking(self) -> None:
-        """Forgets what is below of all sequences, and parks no more of them."""
-        self._parked.close()
 
     def _share(self, group: KVGroup, path: Sequence[Node]) -> list[int]:
         """Acquires what a sequence needs to go on after `path`; what it does not need is ABSENT."""

@@ -51,9 +51,7 @@ class ParkingLot:
             blocks: those of each group, by index.
         """
         assert sequence_id not in self._parked, f"sequence {sequence_id} is parked already"
-        places = tuple(
-            {index: free.pop() for index in needed} for needed, free in zip(blocks, self._free, strict=True)
-        )
+        places = tuple({index: free.pop() for index in needed} for needed, free in zip(blocks, self._free, strict=True))
         self._parked[sequence_id] = Parked(num_tokens=num_tokens, places=places)
         return tuple(
             BlockMove(group=group_id, block=block, place=places[group_id][index])
@@ -71,12 +69,6 @@ class ParkingLot:
         if parked is not None:
             for free, places in zip(self._free, parked.places, strict=True):
                 free.extend(places.values())
-
-    def close(self) -> None:
-        """Forgets everything that is parked and all room."""
-        self._num_places = (0,) * len(self._num_places)
-        self._free = [[] for _ in self._free]
-        self._parked.clear()
 
     def check_integrity(self) -> list[str]:
         """Returns what does not add up."""

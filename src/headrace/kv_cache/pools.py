@@ -101,6 +101,19 @@ class KVPools:
         assert isinstance(memory, StateSlots), f"layer {layer} keeps keys and values, not a state"
         return memory
 
+    def tensors(self, group: int) -> list[Tensor]:
+        """Returns all that is kept here of a group, layer after layer: keys, then values, or a state's two parts.
+
+        The first dimension of each is that of the blocks.
+        """
+        found: list[Tensor] = []
+        for memory in self._members[group]:
+            if isinstance(memory, StateSlots):
+                found += [memory.conv, memory.recurrent]
+            else:
+                found += [memory.keys] if memory.values is None else [memory.keys, memory.values]
+        return found
+
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Makes the copies that a sweep asks for before it starts."""
         for copy in copies:

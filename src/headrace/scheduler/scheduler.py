@@ -35,8 +35,8 @@ class Scheduler:
         """Begins without sequences.
 
         Args:
-            moves_down: whether moving the KV of so many tokens is better than computing it again; asked only when a
-                sequence loses its blocks, and where the cache has room below.
+            moves_down: whether moving the KV of so many tokens is better than computing it again, where the cache has
+                room below; asked when a sequence loses its blocks.
         """
         self.limits = limits
         self.num_preemptions = 0
@@ -217,8 +217,7 @@ class Scheduler:
 
     def _preempt(self, draft: SweepDraft, sequence: Sequence) -> None:
         """Takes the blocks of the youngest sequence that runs; their content goes down where that is better."""
-        parks = self._cache.can_park(sequence.sequence_id) and self._moves_down(sequence.num_computed)
-        if parks:
+        if self._moves_down(sequence.num_computed) and self._cache.can_park(sequence.sequence_id):
             draft.park(sequence, self._cache.park(sequence.sequence_id))
         self._remove(sequence)
         self._wait_again(sequence)

@@ -4,6 +4,7 @@ import psutil
 import pytest
 import torch
 
+from headrace.storage.aligned import PAGE_BYTES
 from headrace.storage.zero_pages import zero_pages
 from headrace.units import MIB
 
@@ -11,11 +12,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_pages_are_zeros_of_the_asked_shape_aligned_to_cache_lines(dtype: torch.dtype) -> None:
+def test_pages_are_zeros_of_the_asked_shape_aligned_to_pages(dtype: torch.dtype) -> None:
     pages = zero_pages((3, 5, 7), dtype, CPU)
     assert pages.shape == (3, 5, 7)
     assert pages.dtype is dtype
-    assert pages.data_ptr() % 64 == 0
+    assert pages.data_ptr() % PAGE_BYTES == 0
     assert not pages.any()
 
 
