@@ -55,7 +55,7 @@ ROWS = {"crowded": crowded_rows, "sharing": crowded_rows_that_share}
 
 @contextmanager
 def moving(rig: Rig, folder: Path, tier: str) -> Iterator[None]:
-    """Gives a rig that has just been made a tier below that holds whatever its rows have, shared blocks once for each."""
+    """Gives a rig just made a tier below, with room for all that its rows have, shared blocks once for each."""
     executor = executor_of(rig)
     num_places = [4 * pool.num_blocks for pool in rig.cache.pools]
     blocks = BlockBytes(executor.contexts._pools, len(num_places))

@@ -25,6 +25,8 @@ _DISK_SHARE = 1 / 4
 """Of what the disk has to spare."""
 _HOST_SHARE = 1 / 2
 """Of what the host of a device has free."""
+_PLACES_PER_BLOCK = 2
+"""Rows that leave one after another while all grow evenly, from s to l tokens, leave with ln(l / s) times the blocks."""
 _PIECE_BYTES = 2 * MIB
 _MEASURED_BYTES = 8 * MIB
 
@@ -35,8 +37,8 @@ class KVMoving:
     """Keeps the KV of preempted rows in the host's memory, behind a device's link, or else on disk.
 
     Nothing is opened before the first row is preempted, so that an engine that has blocks for all its rows takes no
-    room. Then the tier below is opened, with as many places as there are blocks where it has the room, and its rates
-    are measured. Where that fails, rows are computed again, as if there were no such tier.
+    room. Then the tier below is opened, with two places for each block where it has the room, and its rates are
+    measured. Where that fails, rows are computed again, as if there were no such tier.
     """
 
     def __init__(self, *, cache: KVCacheManager, blocks: BlockBytes, tiers: Tiers, speed: SweepSpeed) -> None:
@@ -78,7 +80,7 @@ class KVMoving:
         self._mover.close()
 
     def _open(self) -> None:
-        num_places = [pool.num_blocks for pool in self._cache.pools]
+        num_places = [_PLACES_PER_BLOCK * pool.num_blocks for pool in self._cache.pools]
         num_bytes = room_below(self._blocks, num_places)
         tiers = self._tiers
         if tiers.link is not None and num_bytes <= _HOST_SHARE * tiers.host_budget.free_bytes:

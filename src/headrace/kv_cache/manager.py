@@ -78,6 +78,7 @@ class KVCacheManager:
         self._tree = PrefixTree(self.groups, self.pools, block_tokens)
         self._sequences: dict[int, SequenceBlocks] = {}
         self._parked = ParkingLot([0] * len(num_blocks))
+        self._returning: dict[int, Parked] = {}
 
     def begin(self, sequence_id: int, token_ids: Sequence[int], salt: str = "") -> PrefixHit:
         """Gives a sequence the longest prefix of its tokens that all groups have, at most all tokens but the last.
@@ -112,6 +113,7 @@ class KVCacheManager:
         ]
         node, num_tokens = path[-1] if path else root, len(path) * self.block_tokens
         self._sequences[sequence_id] = SequenceBlocks(self._tree, tables, node, num_tokens)
+        self._returning[sequence_id] = parked
         return PrefixHit(num_tokens=parked.num_tokens)
 
     def _share_with(self, group: KVGroup, path: Sequence[Node], num_tokens: int) -> list[int]:
@@ -131,10 +133,10 @@ class KVCacheManager:
         The prefix tree gets it, too: who begins later in the same sweep can share it.
 
         Returns:
-            What has to come up before the sweep starts; nothing for a sequence that is not parked.
+            What has to come up before the sweep starts; nothing for a sequence of which all is here.
         """
-        sequence, parked = self._sequences[sequence_id], self._parked.find(sequence_id)
-        if parked is None or sequence.num_tokens >= parked.num_tokens:
+        sequence, parked = self._sequences[sequence_id], self._returning.pop(sequence_id, None)
+        if parked is None:
             return ()
         return tuple(
             BlockMove(group=group_id, block=block, place=parked.places[group_id][index])
@@ -258,6 +260,7 @@ class KVCacheManager:
 
     def free(self, sequence_id: int) -> None:
         """Forgets a sequence that has nothing pending; the prefix tree keeps what it got until room is needed."""
+        self._returning.pop(sequence_id, None)
         self._sequences.pop(sequence_id).free()
 
     def check_integrity(self) -> None:
