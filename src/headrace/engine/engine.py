@@ -253,6 +253,8 @@ class Engine:
                 tpot_seconds=seconds_per_token(answers),
                 queued_seconds=running.started_seconds - running.arrived_seconds,
                 num_cached_tokens=running.sequences[0].num_prefix_hit_tokens,
+                num_preemptions=sum(sequence.num_preemptions for sequence in running.sequences),
+                num_moved_down=sum(sequence.num_moved_down for sequence in running.sequences),
             ),
         )
 

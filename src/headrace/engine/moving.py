@@ -26,7 +26,7 @@ _DISK_SHARE = 1 / 4
 _HOST_SHARE = 1 / 2
 """Of what the host of a device has free."""
 _PLACES_PER_BLOCK = 2
-"""Rows that leave one after another while all grow evenly, from s to l tokens, leave with ln(l / s) times the blocks."""
+"""Rows that leave one after another while all grow evenly from s to l tokens have ln(l / s) times the blocks in all."""
 _PIECE_BYTES = 2 * MIB
 _MEASURED_BYTES = 8 * MIB
 

@@ -89,7 +89,9 @@ class Scheduler:
             self._cache.commit(sequence.sequence_id)
             sequence.num_computed = stop
         self.num_prefix_hit_tokens += draft.num_prefix_hit_tokens
-        self.num_moved_down += len(draft.parked)
+        for sequence in draft.parked:
+            sequence.num_moved_down += 1
+            self.num_moved_down += 1
         sampling = [sequence for sequence in draft.stops if sequence.num_uncomputed == 0]
         for sequence in sampling:
             sequence.append(sampled[sequence.sequence_id])
