@@ -19,6 +19,8 @@ from headrace.errors import SweepError
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.planner.preemption import SweepSpeed
 from headrace.schedule.steps import Point, Step
+from headrace.storage.budget import Budget
+from headrace.storage.governor import Governor
 from tests.parity.harness import generated, make_prompt
 from tests.tiny_models import VOCAB_SIZE, save_tiny, write_tokenizer
 
@@ -44,11 +46,11 @@ def crowded(model: Path, tmp_path: Path) -> Iterator[MakeLLM]:
     """Makes an LLM whose cache holds few blocks, and which reckons that computing takes for ever."""
     made: list[LLM] = []
 
-    def make(**options: object) -> LLM:
+    def make(num_blocks: int = NUM_BLOCKS, **options: object) -> LLM:
         llm = LLM(model, **{"dtype": "float32", "disk": tmp_path / "below", **options})  # type: ignore[arg-type]
         made.append(llm)
         engine = engine_of(llm)
-        cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[NUM_BLOCKS])
+        cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[num_blocks])
         engine.scheduler._cache = cache
         moves = engine.executor.moves
         assert isinstance(moves, KVMoving)
@@ -95,6 +97,20 @@ def test_rows_that_were_moved_are_generated_as_by_transformers(device: str, crow
     assert scheduler.num_moved_down == scheduler.num_preemptions
     assert (tmp_path / "below").exists() == (device == "cpu")
     assert not list(tmp_path.glob("below/*"))
+
+
+def test_under_pressure_that_small_sweeps_do_not_end_rows_leave_one_by_one(crowded: MakeLLM) -> None:
+    llm = crowded(num_blocks=60, max_num_batched_tokens=16, max_num_seqs=len(PROMPTS))
+    engine = engine_of(llm)
+    pressed = Budget(tier="host", limit_bytes=1000, option="--memory")
+    engine.governor = Governor(budget=pressed, measure=lambda: 1020)
+    given_back: list[int] = []
+    engine.give_back = lambda blocks: given_back.append(len(blocks[0]))
+    assert_rows_are_right(llm)
+    scheduler = engine.scheduler
+    assert scheduler.num_moved_down == scheduler.num_preemptions >= 3
+    assert scheduler.limits.max_num_seqs <= len(PROMPTS) - 3
+    assert len(given_back) >= 3 and all(given_back)
 
 
 def test_rows_are_computed_again_where_that_is_faster(crowded: MakeLLM, tmp_path: Path) -> None:

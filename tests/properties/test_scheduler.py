@@ -119,6 +119,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(times):
             self._run(draws)
 
+    @rule()
+    def drop_unused(self) -> None:
+        for pool, free in zip(self.cache.pools, self.scheduler.drop_unused(), strict=True):
+            assert len(free) == pool.num_free == pool.num_available
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def run_one_less(self) -> None:
+        num_running, num_preemptions = self.scheduler.num_running, self.scheduler.num_preemptions
+        assert self.scheduler.run_one_less() == (num_running > 1)
+        self._run([0, 1])
+        if num_running > 1:
+            assert self.scheduler.num_preemptions > num_preemptions
+            assert self.scheduler.num_running < num_running
+
     @precondition(lambda self: self.num_added > 8)  # late, or nearly every run would go on without moves
     @rule()
     def stop_moving(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -62,6 +62,7 @@ class Engine:
         max_model_len: tokens of prompt and answer together.
         seed: from which requests without a seed of their own get one.
         speed: what the engine was measured to do so far.
+        give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
     """
 
@@ -74,6 +75,7 @@ class Engine:
     vocab_size: int
     seed: int
     speed: SweepSpeed = field(default_factory=SweepSpeed)
+    give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
     _answers: dict[int, tuple[_Running, Answer]] = field(default_factory=dict)
@@ -285,13 +287,13 @@ class Engine:
                 self.scheduler.finish(sequence.sequence_id, "cancelled")
 
     def _govern(self) -> None:
-        """Makes sweeps smaller while the process uses more memory than it was given."""
+        """Makes sweeps smaller while the process uses more memory than it was given; then there is less KV."""
         self._num_sweeps += 1
         if self._num_sweeps % _SWEEPS_PER_CHECK or not self.governor.pressed():
             return
         limits = self.scheduler.limits
         if limits.max_num_batched_tokens <= _SMALLEST_SWEEP:
-            self.governor.check()
+            self._shrink_kv()
             return
         smaller = max(_SMALLEST_SWEEP, limits.max_num_batched_tokens // 2)
         self.scheduler.limits = replace(
@@ -300,6 +302,12 @@ class Engine:
             max_micro_batch_tokens=min(limits.max_micro_batch_tokens, smaller),
             max_num_seqs=min(limits.max_num_seqs, smaller),
         )
+
+    def _shrink_kv(self) -> None:
+        """Gives back the memory of KV that nobody uses; if that is not enough, one row less runs from now on."""
+        self.give_back(self.scheduler.drop_unused())
+        if self.governor.pressed() and not self.scheduler.run_one_less():
+            self.governor.check()
 
 
 def _not_finite() -> RequestError:

@@ -212,6 +212,7 @@ def _assemble(
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
         speed=speed,
+        give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 
 

@@ -263,6 +263,12 @@ class KVCacheManager:
         self._returning.pop(sequence_id, None)
         self._sequences.pop(sequence_id).free()
 
+    def drop_unused(self) -> list[list[int]]:
+        """Forgets all that no sequence uses, and returns the blocks of each group that hold nothing then."""
+        for group_id, pool in enumerate(self.pools):
+            self._tree.make_room(group_id, pool.num_available)
+        return [pool.free_blocks() for pool in self.pools]
+
     def check_integrity(self) -> None:
         """Compares every count with what sequences and tree really use.
 

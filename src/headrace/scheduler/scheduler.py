@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 
 from headrace.kv_cache.manager import KVCacheManager
@@ -49,6 +50,7 @@ class Scheduler:
         self._rejected: list[Rejection] = []
         self._num_sweeps = 0
         self._draft: SweepDraft | None = None
+        self._sheds = False
 
     @property
     def num_waiting(self) -> int:
@@ -70,6 +72,9 @@ class Scheduler:
         """Returns what runs next, to be committed or abandoned before the next call; None if nothing is left to run."""
         assert self._draft is None, "the sweep before was neither committed nor abandoned"
         draft = self._begin_draft()
+        if self._sheds and len(self._running) > 1:
+            self._preempt(draft, next(reversed(self._running.values())))
+        self._sheds = False
         self._continue_running(draft)
         self._admit_waiting(draft)
         sweep = draft.build(self._num_sweeps)
@@ -113,6 +118,23 @@ class Scheduler:
                 self._wait_again(sequence)
         for sequence in draft.parked:
             self._cache.unpark(sequence.sequence_id)
+
+    def drop_unused(self) -> list[list[int]]:
+        """Forgets, between sweeps, the KV that no sequence uses; returns the blocks of each group that hold nothing."""
+        assert self._draft is None, "blocks are dropped between sweeps"
+        return self._cache.drop_unused()
+
+    def run_one_less(self) -> bool:
+        """Takes the blocks of the youngest sequence with the next sweep; from then on no more run than those before it.
+
+        Returns:
+            False if only one runs, or none: that goes on.
+        """
+        if len(self._running) < 2:
+            return False
+        self._sheds = True
+        self.limits = replace(self.limits, max_num_seqs=min(self.limits.max_num_seqs, len(self._running) - 1))
+        return True
 
     def stop_moving(self) -> None:
         """Moves no KV down any more, between sweeps; sequences whose KV is below compute it again."""

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.pools import KVPools, PageShape, SlotShape
+from headrace.storage.zero_pages import zero_pages
 
 PAGES = PageShape(num_kv_heads=2, key_width=8, value_width=4, latent=False)
 LATENT = PageShape(num_kv_heads=1, key_width=8, value_width=4, latent=True)
@@ -38,6 +42,21 @@ def test_what_is_written_into_a_view_is_in_that_block_alone() -> None:
         assert (tensor[2] == 3).all()
         assert not tensor[:2].any() and not tensor[3:].any()
     assert not any(tensor.any() for tensor in pools.tensors(1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages back")
+def test_blocks_that_hold_nothing_are_given_back_and_others_stay() -> None:
+    pools = KVPools(
+        layers=[(0, PAGES), (1, STATE)],
+        num_blocks=[6, 3],
+        block_tokens=256,
+        dtype=torch.bfloat16,
+        allocate=lambda shape, dtype: zero_pages(shape, dtype, torch.device("cpu")).fill_(1),
+    )
+    pools.give_back([[4, 0, 1], []])
+    for tensor in pools.tensors(0):
+        assert [bool(block.any()) for block in tensor] == [False, False, True, True, False, True]
+    assert all(tensor.all() for tensor in pools.tensors(1))
 
 
 def test_records_are_aligned_where_all_parts_are_whole_pages() -> None:

@@ -250,6 +250,39 @@ def test_a_sequence_that_ends_while_it_is_below_leaves_its_places() -> None:
     scheduler._cache.check_integrity()
 
 
+def test_one_sequence_less_runs_from_the_next_sweep_on() -> None:
+    scheduler = make_scheduler()
+    scheduler._cache.open_parking([100])
+    for sequence_id in range(3):
+        add(scheduler, sequence_id, 4)
+    run(scheduler)
+    assert scheduler.run_one_less()
+    sweep = next_sweep(scheduler)
+    assert spans(sweep) == [[(0, 4, 5), (1, 4, 5)]] and len(sweep.moves_down) == 1
+    scheduler.commit(sweep, {0: 9, 1: 9})
+    assert run(scheduler) == [[(0, 5, 6), (1, 5, 6)]]
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_moved_down) == (2, 1, 1)
+    assert scheduler.limits.max_num_seqs == 2
+
+
+def test_the_only_sequence_goes_on() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, 0, 4)
+    run(scheduler)
+    assert not scheduler.run_one_less()
+    assert run(scheduler) == [[(0, 4, 5)]]
+
+
+def test_blocks_that_no_sequence_uses_are_dropped_on_demand() -> None:
+    scheduler = make_scheduler(num_blocks=10)
+    add(scheduler, 0, 8, max_tokens=1)
+    add(scheduler, 1, 8)
+    run(scheduler)
+    (free,) = scheduler.drop_unused()
+    assert len(free) == 8
+    assert scheduler._cache.pools[0].num_free == 8
+
+
 def test_without_a_slot_for_its_state_a_sequence_waits_and_does_not_start_again() -> None:
     cache = KVCacheManager([STATE], num_blocks=[3], block_tokens=4, snapshot_tokens=4, enable_prefix_caching=False)
     scheduler = Scheduler(cache, SweepLimits(max_num_seqs=8, max_num_batched_tokens=32, max_micro_batch_tokens=32))
