@@ -101,12 +101,9 @@ def test_rows_whose_kv_is_moved_down_and_up_again_are_generated_as_alone(name: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [0, 1])
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", sorted(TINY_CONFIGS))
-def test_tokens_do_not_depend_on_what_was_moved(
-    name: str, rows: str, shape: str, tier: str, every: int, tmp_path: Path
-) -> None:
-    check(name, rows, SHAPES[shape], tmp_path, tier, every=every)
+def test_tokens_do_not_depend_on_what_was_moved(name: str, rows: str, shape: str, tier: str, tmp_path: Path) -> None:
+    check(name, rows, SHAPES[shape], tmp_path, tier, every=1)

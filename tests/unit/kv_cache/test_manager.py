@@ -230,6 +230,17 @@ def test_of_a_window_only_what_is_read_again_is_moved() -> None:
     return_of(cache, 0, num_moves=5)
 
 
+def test_what_lies_before_a_window_is_not_given_to_others_when_all_comes_up() -> None:
+    cache = make_cache(FULL, SLIDING)
+    park(cache, 0)
+    assert cache.drop_unused() == [pool.free_blocks() for pool in cache.pools]
+    return_of(cache, 0, num_moves=5)
+    cache.commit(0)
+    cache.free(0)
+    cache.check_integrity()
+    assert cache.begin(1, PROMPT).num_tokens == 8, "what came up is shared again"
+
+
 def test_a_state_comes_up_even_where_all_blocks_are_still_here() -> None:
     cache = make_cache(FULL, STATE, num_blocks=3)
     cache.open_parking([3, 3])
