@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import tempfile
 import threading
 import time
@@ -21,6 +22,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 from hypothesis import settings
+
+# A shell starts what runs in its background with Ctrl-C ignored; tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = tempfile.TemporaryDirectory(prefix="headrace-tests-")
 os.environ["HEADRACE_CACHE"] = _CACHE.name

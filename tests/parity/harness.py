@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Protocol, cast
@@ -66,6 +67,7 @@ class Shape:
     shares_prefixes: bool = True
     scarce: bool = False
     waits: frozenset[PointKind] = ALL_KINDS
+    products: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class Runner(Protocol):
@@ -153,7 +155,9 @@ def make_rig(
         device=device,
     )
     points = [point for point in table.points() if point.kind in shape.waits]
-    executor = Executor(model=model, points=points, contexts=contexts, schedule=shape.schedule)
+    executor = Executor(
+        model=model, points=points, contexts=contexts, schedule=shape.schedule, products=shape.products()
+    )
     return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor)
 
 

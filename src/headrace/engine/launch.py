@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.wide_products import products
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
@@ -52,6 +53,7 @@ from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
 from headrace.storage.process_memory import (
     keep_freed_memory,
+    release_freed_memory,
     resident_bytes,
 )
 from headrace.units import format_bytes
@@ -103,6 +105,7 @@ def start(
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
     attention, table, budget = GroupedAttention(), placed.model.table, tiers.device_budget
+    multiplying = products(dtype, tiers.device)
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,
@@ -111,6 +114,7 @@ def start(
         block_tokens=BLOCK_TOKENS,
         points=placed.points,
         weights=placed.weights,
+        products=multiplying,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
@@ -149,7 +153,7 @@ def start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, pools, sweep, cache, below, tokenizer, defaults, tiers)
+    engine = _assemble(options, placed, contexts, pools, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -170,6 +174,7 @@ def _assemble(
     sweep: SweepPlan,
     plan: CachePlan,
     below: KVBelow,
+    multiplying: AbstractContextManager[object],
     tokenizer: Tokenizer | WithoutTokenizer,
     defaults: GenerationDefaults,
     tiers: Tiers,
@@ -201,6 +206,7 @@ def _assemble(
         moves=placed.moves,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
+        products=multiplying,
     )
     return Engine(
         scheduler=scheduler,
@@ -240,6 +246,7 @@ def _place_model(
     host, device = tiers.host_budget, tiers.device_budget
     if not tiers.can_stream and (options.asks_to_stream or options.kv_on_device not in (None, 1)):
         raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
+    release_freed_memory()
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +37,7 @@ class Executor:
 
     Attributes:
         points: where the micro-batches wait, in order.
+        products: entered while forwards run; see `headrace.models.wide_products`.
     """
 
     model: EngineModel
@@ -46,6 +48,7 @@ class Executor:
     moves: BlockMoves = field(default_factory=NoBlockMoves)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
+    products: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         """Returns the token that follows each sampling chunk, by sequence.
@@ -58,6 +61,7 @@ class Executor:
         try:
             with (
                 torch.inference_mode(),
+                self.products,
                 self.trace.span("sweeps", "sweep", number=sweep.sweep_id, tokens=sweep.num_tokens),
             ):
                 self.contexts.copy_blocks(sweep.copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +58,7 @@ class ActivationProbe:
     Attributes:
         weights: where the layers' weights come from.
         points: the model's points that have weights, in order.
+        products: entered while forwards run.
     """
 
     model: EngineModel
@@ -66,6 +68,7 @@ class ActivationProbe:
     block_tokens: int
     points: Sequence[Point]
     weights: Weights = field(default_factory=ResidentWeights)
+    products: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def measure(self, num_tokens: int, num_sequences: int) -> ActivationPeak:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
@@ -123,7 +126,9 @@ class ActivationProbe:
             skipped_layers=skipped,
         )
         points = [point for point in self.points if point.kind != "layer" or point.layer not in skipped]
-        return Executor(model=self.model, points=points, contexts=contexts, weights=self.weights)
+        return Executor(
+            model=self.model, points=points, contexts=contexts, weights=self.weights, products=self.products
+        )
 
 
 def _cut(num_tokens: int, longest: int) -> list[int]:
