@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import torch
 
+from headrace.engine.below import open_scratch_file
 from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
 from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers
@@ -28,7 +29,6 @@ from headrace.schedule.steps import Point
 from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.budget import Budget
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
-from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
 """Of what is free, for each slab: fewer, larger micro-batches wait for KV less often."""
@@ -129,14 +129,7 @@ def move_kv_below(
         return HostStore(tiers.link, num_bytes)
 
     def on_disk(num_bytes: int, is_aligned: bool) -> KVStore:
-        file = ScratchFile(
-            tiers.disk,
-            what="KV cache",
-            num_bytes=num_bytes,
-            is_aligned=is_aligned,
-            throttle=tiers.throttle,
-            trace=tiers.trace,
-        )
+        file = open_scratch_file(tiers, "KV cache", num_bytes, is_aligned=is_aligned)
         return FileStore(file) if tiers.link is None else FileBehindLink(file, tiers.link)
 
     homes: dict[int, LayerHome] = {}

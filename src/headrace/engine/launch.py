@@ -23,6 +23,7 @@ from headrace.engine.memory import (
     plan_sweep,
     smallest_bytes,
 )
+from headrace.engine.moving import KVMoving
 from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers, open_tiers
 from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
@@ -32,7 +33,9 @@ from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
+from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
+from headrace.kv_cache.pools import KVPools
 from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import layer_table
@@ -42,6 +45,7 @@ from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenize
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.models.wide_products import products
+from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
@@ -163,7 +167,7 @@ def start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
+    engine = _assemble(options, placed, contexts, pools, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -180,6 +184,7 @@ def _assemble(
     options: EngineOptions,
     placed: PlacedModel,
     contexts: ContextBuilder,
+    pools: KVPools,
     sweep: SweepPlan,
     plan: CachePlan,
     below: KVBelow,
@@ -201,6 +206,11 @@ def _assemble(
         num_micro_batches=options.num_micro_batches,
         max_micro_batch_blocks=below.slab_blocks if below.layers else sys.maxsize,
     )
+    scheduler, speed = Scheduler(cache, limits), SweepSpeed()
+    if tiers.device.type == "cpu" and not below.layers:
+        moving = KVMoving(cache=cache, blocks=BlockBytes(pools, len(plan.num_blocks)), tiers=tiers, speed=speed)
+        placed.moves = moving
+        scheduler = Scheduler(cache, limits, moving.is_faster)
     executor = Executor(
         model=placed.model,
         points=placed.points,
@@ -208,12 +218,13 @@ def _assemble(
         weights=placed.weights,
         kv=placed.kv,
         activations=placed.activations,
+        moves=placed.moves,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
         products=multiplying,
     )
     return Engine(
-        scheduler=Scheduler(cache, limits),
+        scheduler=scheduler,
         executor=executor,
         governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
         tokenizer=tokenizer,
@@ -221,6 +232,8 @@ def _assemble(
         max_model_len=plan.max_model_len,
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
+        speed=speed,
+        give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 
 

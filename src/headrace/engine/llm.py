@@ -74,8 +74,8 @@ class LLM:
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A
                 model that is larger is streamed from disk, sweep by sweep.
             gpu_memory: the same for the GPU's own memory.
-            disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are; by default
-                `$HEADRACE_CACHE` or `~/.cache/headrace`.
+            disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are, and for KV that
+                memory has no room for; by default `$HEADRACE_CACHE` or `~/.cache/headrace`.
             max_memory: transformers' spelling of the two: `{0: "10GiB", "cpu": "30GiB"}`.
             offload_folder: transformers' spelling of `disk`.
             disk_bandwidth: bytes per second, or a rate such as `1GB/s`, at which streamed weights are read at most.

@@ -10,6 +10,7 @@ import torch
 from headrace.checkpoint.reader import RangeReader
 from headrace.engine.tiers import Tiers
 from headrace.executor.activations import Activations, ActivationsStay
+from headrace.executor.block_moves import BlockMoves, NoBlockMoves
 from headrace.executor.image_sources import DiskImages, HostImages, ImageSource
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
@@ -47,6 +48,7 @@ class PlacedModel:
         images: the parts of the model that may be streamed, in order.
         kv: what brings the KV that is not in the pools.
         activations: what brings those of waiting micro-batches.
+        moves: what moves the KV of preempted rows.
     """
 
     model: EngineModel
@@ -59,6 +61,7 @@ class PlacedModel:
     images: dict[Point, LayerImage]
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
     activations: Activations = field(default_factory=ActivationsStay)
+    moves: BlockMoves = field(default_factory=NoBlockMoves)
 
     def part_bytes(self, points: Iterable[Point]) -> int:
         """Returns what the weights of `points`, which may be streamed, take where they are used."""
@@ -72,6 +75,7 @@ class PlacedModel:
     def close(self) -> None:
         """Ends all threads and gives the memory of streams back; a second call does nothing."""
         self.activations.close()
+        self.moves.close()
         self.kv.close()
         if self.stream is not None and self.reader is not None:
             self.stream.close()

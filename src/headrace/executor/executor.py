@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headrace.errors import SweepError
 from headrace.executor.activations import Activations, ActivationsStay
+from headrace.executor.block_moves import BlockMoves, NoBlockMoves
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.weight_stream import ResidentWeights, Weights
@@ -46,6 +47,7 @@ class Executor:
     weights: Weights = field(default_factory=ResidentWeights)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
     activations: Activations = field(default_factory=ActivationsStay)
+    moves: BlockMoves = field(default_factory=NoBlockMoves)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
     products: AbstractContextManager[object] = field(default_factory=nullcontext)
@@ -55,7 +57,9 @@ class Executor:
 
         Raises:
             SweepError: any micro-batch failed, for the reason that the message names.
+            BlockMoveError: KV could not be moved; the sweep is to be abandoned, and made again without moves.
         """
+        self.moves.make(sweep)
         try:
             with (
                 torch.inference_mode(),
