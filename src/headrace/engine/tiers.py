@@ -76,18 +76,7 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
     trace: Trace = NoTrace() if options.trace is None else opened.enter_context(TraceFile(Path(options.trace)))
     simulated = parse_simulated(options.device)
     device = CPU if simulated is not None else choose_device(options.device)
-    if options.gpu_memory_bytes is not None and device.type == "cpu":
-        raise OptionError(
-            "--gpu-memory (or max_memory for GPU 0) was given, but the model runs on the CPU; give --memory, or "
-            "--device cuda"
-        )
-    if not options.pin_memory and device.type == "cpu":
-        raise OptionError("pin_memory is False, but there is no GPU, and so nothing to pin; leave it out")
-    if options.activations_on_device not in (None, 1) and device.type == "cpu" and simulated is None:
-        raise OptionError(
-            f"activations_on_device is {options.activations_on_device}, but the model runs in the memory of the CPU, "
-            "where all activations are; leave it out"
-        )
+    _refuse_what_has_no_effect(options, has_gpu=device.type != "cpu", is_simulated=simulated is not None)
     limit = options.memory_bytes or default_limit_bytes(CPU)
     host = device_budget = Budget(tier="host", limit_bytes=limit, option="--memory")
     link: Link | None = None
@@ -112,3 +101,26 @@ def open_tiers(options: EngineOptions, opened: ExitStack) -> Tiers:
         trace=trace,
         is_simulated=simulated is not None,
     )
+
+
+def _refuse_what_has_no_effect(options: EngineOptions, *, has_gpu: bool, is_simulated: bool) -> None:
+    if not has_gpu and options.gpu_memory_bytes is not None:
+        raise OptionError(
+            "--gpu-memory (or max_memory for GPU 0) was given, but the model runs on the CPU; give --memory, or "
+            "--device cuda"
+        )
+    if not has_gpu and not options.pin_memory:
+        raise OptionError("pin_memory is False, but there is no GPU, and so nothing to pin; leave it out")
+    if has_gpu or is_simulated:
+        return
+    if options.activations_on_device not in (None, 1):
+        raise OptionError(
+            f"activations_on_device is {options.activations_on_device}, but the model runs in the memory of the CPU, "
+            "where all activations are; leave it out"
+        )
+    for name, share in (("weights_on_host", options.weights_on_host), ("kv_on_host", options.kv_on_host)):
+        if share is not None:
+            raise OptionError(
+                f"{name} is {share}, but the model runs in the memory of the CPU, which is the host's; leave it "
+                f"out, and say with {name.replace('host', 'device')} how much is in memory"
+            )
