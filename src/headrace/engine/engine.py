@@ -31,7 +31,7 @@ from headrace.storage.governor import Governor
 from headrace.units import MIB
 
 _SAMPLING_BYTES = 32 * MIB
-_SWEEPS_PER_CHECK = 16
+_SWEEPS_PER_CHECK = 4
 _SMALLEST_SWEEP = 16
 _WINDOW = 2
 """Answers that are in the engine at a time, as a multiple of those that can run."""

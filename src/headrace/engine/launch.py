@@ -147,6 +147,7 @@ def start(
         below = divide(
             placed, tiers, weights=weights, options=options, sweep=sweep, block_tokens=BLOCK_TOKENS, dtype=dtype
         )
+        tiers.settle()  # what measuring rates has left behind
         cache = plan_cache(
             table=table,
             budget=budget,
