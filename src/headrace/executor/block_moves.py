@@ -47,8 +47,7 @@ class BlockMover:
 
     def __init__(self, blocks: BlockBytes, num_places: Sequence[int], file: ScratchFile) -> None:
         """Takes over `file`, which has room for `room_below(blocks, num_places)` bytes."""
-        sizes = (pages_above(count * blocks.record_bytes(group)) for group, count in enumerate(num_places))
-        self._offsets = list(accumulate(sizes, initial=0))
+        self._offsets = _offsets(blocks, num_places)
         self._blocks = blocks
         self._file = file
         self._under_way: Transfer | None = None
@@ -90,4 +89,10 @@ class BlockMover:
 
 def room_below(blocks: BlockBytes, num_places: Sequence[int]) -> int:
     """Returns the bytes that so many places of each group take."""
-    return sum(pages_above(count * blocks.record_bytes(group)) for group, count in enumerate(num_places))
+    return _offsets(blocks, num_places)[-1]
+
+
+def _offsets(blocks: BlockBytes, num_places: Sequence[int]) -> list[int]:
+    """Where each group's records begin, and where the last ones end."""
+    sizes = (pages_above(count * blocks.record_bytes(group)) for group, count in enumerate(num_places))
+    return list(accumulate(sizes, initial=0))
