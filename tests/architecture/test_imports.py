@@ -14,6 +14,7 @@ from tests.architecture.rooms import PACKAGE, ROOMS, TOP, imported_modules, modu
 # Modules of torch-free rooms that may import torch all the same: they hold tensors or run a model.
 WITH_TORCH = {
     "headrace.jobs.runner",
+    "headrace.kv_cache.block_bytes",
     "headrace.kv_cache.pools",
     "headrace.kv_cache.slab",
     "headrace.kv_cache.stores",

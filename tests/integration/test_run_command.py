@@ -97,7 +97,8 @@ def test_the_report_adds_up(mixed_job: MixedJob) -> None:
     report = mixed_job.report
     assert list(report) == [
         "num_rows", "num_failed", "num_truncated", "prompt_tokens", "generated_tokens", "wall_seconds",
-        "generated_tokens_per_second", "ttft_seconds", "tpot_seconds", "peak_memory_bytes",
+        "generated_tokens_per_second", "ttft_seconds", "tpot_seconds", "num_preemptions", "num_moved_down",
+        "peak_memory_bytes",
     ]  # fmt: skip
     lines = json_lines(mixed_job.answers.read_bytes())
     usages = [line.get("usage") or line["response"]["body"].get("usage") for line in lines if not line.get("error")]

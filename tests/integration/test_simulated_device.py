@@ -15,9 +15,21 @@ from tests.tiny_models import save_tiny, write_tokenizer
 SHARES = {
     "chosen by the engine": {},
     "everything on the device": {"weights_on_device": 1.0, "kv_on_device": 1.0},
-    "everything on the host": {"weights_on_device": 0, "kv_on_device": 0, "weights_on_host": 1.0, "kv_on_host": 1.0},
+    "everything on the host": {
+        "weights_on_device": 0,
+        "kv_on_device": 0,
+        "activations_on_device": 0,
+        "weights_on_host": 1.0,
+        "kv_on_host": 1.0,
+    },
     "everything on disk": {"weights_on_device": 0, "kv_on_device": 0, "weights_on_host": 0, "kv_on_host": 0},
-    "a part on each": {"weights_on_device": 0.25, "kv_on_device": 0.3, "weights_on_host": 0.5, "kv_on_host": 0.3},
+    "a part on each": {
+        "weights_on_device": 0.25,
+        "kv_on_device": 0.3,
+        "activations_on_device": 0.2,
+        "weights_on_host": 0.5,
+        "kv_on_host": 0.3,
+    },
 }
 
 
@@ -44,6 +56,16 @@ def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(tmp_pat
     write_tokenizer(tmp_path / "model", 97)
     with pytest.raises(BudgetError, match=r"the model does not fit: .* give --device simulated with a SIZE of"):
         LLM(tmp_path / "model", device="simulated:1MiB,20GB/s")
+
+
+def test_activations_are_sent_nowhere_without_a_device() -> None:
+    with pytest.raises(OptionError, match=r"activations_on_device is 0\.5, but the model runs in the memory"):
+        LLM("demo", device="cpu", activations_on_device=0.5)
+
+
+def test_there_is_nothing_not_to_pin_without_a_gpu() -> None:
+    with pytest.raises(OptionError, match="nothing to pin"):
+        LLM("demo", device="simulated:1GiB,20GB/s", pin_memory=False)
 
 
 @pytest.mark.parametrize("device", ["simulated:2GiB", "simulated:2GiB,fast", "simulated:much,1GB/s"])

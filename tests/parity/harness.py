@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Protocol, cast
@@ -66,6 +67,7 @@ class Shape:
     shares_prefixes: bool = True
     scarce: bool = False
     waits: frozenset[PointKind] = ALL_KINDS
+    products: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class Runner(Protocol):
@@ -153,7 +155,9 @@ def make_rig(
         device=device,
     )
     points = [point for point in table.points() if point.kind in shape.waits]
-    executor = Executor(model=model, points=points, contexts=contexts, schedule=shape.schedule)
+    executor = Executor(
+        model=model, points=points, contexts=contexts, schedule=shape.schedule, products=shape.products()
+    )
     return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor)
 
 
@@ -217,7 +221,7 @@ def generated(name: str, prompt: tuple[int, ...], num_new: int) -> list[int]:
 
 def generate_alone(model: PreTrainedModel, prompt: Sequence[int], num_new: int) -> list[int]:
     """Returns the new tokens of one row, greedily, by transformers."""
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt)], device=model.device)
     output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, do_sample=False, pad_token_id=0
     )

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace.engine import weights as engine_weights
+from headrace.engine import streaming
 from headrace.executor import expert_stream
 from headrace.executor.expert_stream import ExpertStream
-from headrace.executor.image_sources import DiskImages, Expert, Part
+from headrace.executor.image_sources import DiskImages, Expert, ImageKey
 from headrace.models.brought_experts import ExpertTensors
 from headrace.models.layer_image import LayerImage
 from headrace.schedule.steps import Point, serial_steps
 from headrace.storage.aligned import AlignedBuffer
-from headrace.storage.simulated_device import poison
+from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 from tests.parity.harness import Row, Shape, distinct_rows, executor_of, make_prompt, sharing_rows
 from tests.parity.test_streaming import assert_same_tokens, opened, rig_of, streamed
@@ -41,21 +41,22 @@ ROWS = {
 class NotedImages(DiskImages):
     """A disk that notes what is begun; what has not arrived yet is NaN."""
 
-    begun: list[tuple[Part, int]]
+    begun: list[tuple[ImageKey, int]]
 
-    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
-        poison(slot.bytes)
-        self.begun.append((part, image.read_bytes))
-        return super().begin(part, image, slot)
+    def begin(self, key: ImageKey, image: LayerImage, slot: Buffer) -> Transfer:
+        assert isinstance(slot, AlignedBuffer)
+        slot.bytes[:] = b"\xff" * slot.num_bytes  # NaN
+        self.begun.append((key, image.read_bytes))
+        return super().begin(key, image, slot)
 
 
 @pytest.fixture(autouse=True)
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Part, int]]:
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ImageKey, int]]:
     """What was read, in order. There are places for the experts of two layers of three."""
-    noted: list[tuple[Part, int]] = []
+    noted: list[tuple[ImageKey, int]] = []
     monkeypatch.setattr(NotedImages, "begun", noted, raising=False)
-    monkeypatch.setattr(engine_weights, "DiskImages", NotedImages)
-    monkeypatch.setattr(engine_weights, "_MOST_SLOTS", 2)
+    monkeypatch.setattr(streaming, "DiskImages", NotedImages)
+    monkeypatch.setattr(streaming, "_MOST_SLOTS", 2)
     return noted
 
 
@@ -72,7 +73,7 @@ def test_a_single_row_gets_the_tokens_of_generate(
 ) -> None:
     read(how, monkeypatch)
     with streamed(name, tmp_path, "nothing") as placed:
-        assert placed.expert_stream is not None
+        assert placed.streams is not None and placed.streams.experts is not None
         assert_same_tokens(name, rig_of(placed, Shape()), ROWS["one row"]())
 
 
@@ -110,24 +111,27 @@ class NotedExperts:
 
 @pytest.mark.parametrize("name", MANY_EXPERTS)
 def test_a_sweep_of_one_token_reads_the_experts_that_it_is_routed_to_and_no_other(
-    name: str, tmp_path: Path, begun: list[tuple[Part, int]]
+    name: str, tmp_path: Path, begun: list[tuple[ImageKey, int]]
 ) -> None:
     save_tiny(name, tmp_path / "model")
     with opened(tmp_path, "nothing") as placed:
-        assert placed.expert_stream is not None and placed.reader is not None
-        noted = NotedExperts(placed.expert_stream)
+        streams = placed.streams
+        assert streams is not None and streams.experts is not None
+        noted = NotedExperts(streams.experts)
         rig = rig_of(placed, Shape())
         rig.executor = replace(executor_of(rig), experts=noted)
         assert_same_tokens(name, rig, [Row(prompt=make_prompt(1), num_new=10)])
         placed.close()
         experts = [part for part, _ in begun if isinstance(part, Expert)]
         assert set(experts) == set(noted.routed)
-        assert len(experts) <= len(noted.routed) == 10 * 2 * len(placed.expert_images)
-        assert placed.reader.num_bytes == sum(num_bytes for _, num_bytes in begun)
-        assert len(set(experts)) < 16 * len(placed.expert_images), "this test needs experts that nobody is routed to"
+        assert len(experts) <= len(noted.routed) == 10 * 2 * len(streams.parts.experts)
+        assert streams.reader.num_bytes == sum(num_bytes for _, num_bytes in begun)
+        assert len(set(experts)) < 16 * len(streams.parts.experts), "this test needs experts that nobody is routed to"
 
 
-def test_a_large_sweep_reads_all_experts_in_order_and_each_once(tmp_path: Path, begun: list[tuple[Part, int]]) -> None:
+def test_a_large_sweep_reads_all_experts_in_order_and_each_once(
+    tmp_path: Path, begun: list[tuple[ImageKey, int]]
+) -> None:
     num_sweeps = 0
 
     def count(_: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -21,8 +22,10 @@ from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.attention.reference import ReferenceAttention
 from headrace.attention.rule import AttentionRule
 from headrace.executor.contexts import ContextBuilder
+from headrace.models import wide_products
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
 from headrace.models.takeover import EngineModel
+from headrace.models.wide_products import WideProducts
 from headrace.schedule.steps import Point, serial_steps, sweep_steps
 from headrace.scheduler.sweep import MicroBatch
 from tests.parity.harness import (
@@ -183,8 +186,12 @@ def test_long_prompts_beside_short_ones_are_generated_as_alone(name: str, sweep_
     assert make_rig(tiny_engine_model(name), Shape(sweep_tokens=sweep_tokens)).run(rows) == expected
 
 
+@pytest.mark.parametrize("products", [nullcontext, WideProducts])
 @pytest.mark.parametrize("name", families("bloom", "deepseek_v2", "qwen3_next"))
-def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(name: str) -> None:
+def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(
+    name: str, products: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_products, "_LEAST_TOKENS", 2)
     theirs = make_tiny_model(name, dtype=torch.bfloat16)
     exact = make_tiny_model(name, dtype=torch.bfloat16).float()
     texts = [[*row.prompt, *generated(name, row.prompt, row.num_new)] for row in distinct_rows()]
@@ -193,7 +200,7 @@ def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(name: str) ->
         theirs_fp32 = torch.cat([exact(torch.tensor([text])).logits[0] for text in texts])
     ours = forced_logits(
         EngineModel(theirs, table_of(theirs)),
-        Shape(sweep_tokens=23),
+        Shape(sweep_tokens=23, products=products),
         texts,
         [len(row.prompt) for row in distinct_rows()],
         torch.bfloat16,

@@ -12,12 +12,16 @@ import torch
 
 from headrace.executor.kv_stream import KVStream, lay_out
 from headrace.executor.pools import build_pools
-from headrace.kv_cache.stores import HostStore
+from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.schedule.steps import serial_steps
+from headrace.storage.aligned import AlignedBuffer
+from headrace.storage.cuda_link import CudaLink
 from headrace.storage.folders import DiskTier
+from headrace.storage.link import Link
 from headrace.storage.scratch_file import ScratchFile
 from headrace.storage.simulated_device import SimulatedDevice, SimulatedLink
+from tests.late_runtime import LateRuntime
 from tests.parity.harness import (
     Rig,
     Row,
@@ -53,21 +57,25 @@ def attention_layers(table: LayerTable) -> list[int]:
 def kv_elsewhere(
     rig: Rig, table: LayerTable, layers: list[int], shape: Shape, folder: Path, tier: str = "disk"
 ) -> Iterator[None]:
-    """Moves the KV of `layers` of a rig that has just been made to a file, or to the host of a simulated device."""
+    """Moves the KV of `layers` of a rig that has just been made to another tier, below memory or below a device."""
     num_blocks = [pool.num_blocks for pool in rig.cache.pools]
     device = torch.device("cpu")
 
-    def on_disk(num_bytes: int, is_aligned: bool) -> ScratchFile:
-        return ScratchFile(DiskTier(folder=folder), what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned)
+    link: Link = (
+        CudaLink(LateRuntime())
+        if "late" in tier
+        else SimulatedLink(SimulatedDevice(memory_bytes=1 << 30, bytes_per_second=2e10))
+    )
 
-    link = SimulatedLink(SimulatedDevice(memory_bytes=1 << 30, bytes_per_second=2e10))
+    def open_store(num_bytes: int, is_aligned: bool) -> KVStore:
+        if "host" in tier:
+            return HostStore(link, num_bytes)
+        file = ScratchFile(DiskTier(folder=folder), what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned)
+        return FileStore(file) if tier == "disk" else FileBehindLink(file, link)
 
-    def on_host(num_bytes: int, is_aligned: bool) -> HostStore:
-        return HostStore(link, num_bytes)
-
-    open_store = on_disk if tier == "disk" else on_host
     homes = lay_out(table, layers, num_blocks, shape.block_tokens, torch.float32, open_store)
-    stream = KVStream(homes, slab_blocks=max(num_blocks), device=device)
+    allocate = AlignedBuffer if tier == "disk" else link.device_memory
+    stream = KVStream(homes, slab_blocks=max(num_blocks), device=device, allocate=allocate)
     executor = executor_of(rig)
     pools = build_pools(table, num_blocks, shape.block_tokens, torch.float32, device, frozenset(layers))
     executor.contexts.__dict__["_pools"] = pools
@@ -84,7 +92,15 @@ def assert_same_tokens(name: str, rig: Rig, rows: list[Row]) -> None:
     assert rig.run(rows) == expected
 
 
-@pytest.mark.parametrize(("rows", "tier"), [("distinct", "disk"), ("sharing", "host")])
+@pytest.mark.parametrize(
+    ("rows", "tier"),
+    [
+        ("distinct", "disk"),
+        ("sharing", "host of a simulated device"),
+        ("sharing", "host of a late device"),
+        ("sharing", "disk below a late device"),
+    ],
+)
 @pytest.mark.parametrize("name", WITH_ATTENTION)
 def test_kv_elsewhere_gives_the_tokens_of_generate(name: str, rows: str, tier: str, tmp_path: Path) -> None:
     model, shape = tiny_engine_model(name), SHAPES["many micro-batches"]
@@ -94,7 +110,9 @@ def test_kv_elsewhere_gives_the_tokens_of_generate(name: str, rows: str, tier: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", ["disk", "host"])
+@pytest.mark.parametrize(
+    "tier", ["disk", "host of a simulated device", "host of a late device", "disk below a late device"]
+)
 @pytest.mark.parametrize("elsewhere", ELSEWHERE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", ROWS)

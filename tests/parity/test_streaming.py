@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.engine.options import EngineOptions
+from headrace.engine.placed_model import PlacedModel
+from headrace.engine.streaming import hold_on_host, open_stream
 from headrace.engine.tiers import open_tiers
-from headrace.engine.weights import PlacedModel, hold_on_host, open_stream
 from headrace.errors import SweepError
 from headrace.models.layer_table import layer_table
 from headrace.models.skeleton import build_skeleton
@@ -67,8 +68,8 @@ def opened(folder: Path, kept: str, device: str = "cpu") -> Iterator[PlacedModel
         tiers = open_tiers(options, closing)
         placed = open_stream(model, layer_table(model.config), weights, tiers)
         closing.callback(placed.close)
-        assert placed.stream is not None
-        placed.keep(KEPT[kept](list(placed.images)))
+        assert placed.streams is not None
+        placed.streams.keep(KEPT[kept](list(placed.streams.parts.images)))
         hold_on_host(placed, tiers, 0.5, 0)
         yield placed
 
@@ -146,5 +147,5 @@ def test_no_thread_and_no_weight_stays_after_closing(tmp_path: Path) -> None:
     before = threading.active_count()
     with streamed("mixtral", tmp_path, "every other part") as placed:
         rig_of(placed, Shape()).run(distinct_rows())
-        assert placed.streamed_bytes > 0
+        assert placed.streams is not None and placed.streams.layers.bytes_per_sweep > 0
     assert threading.active_count() == before

@@ -35,9 +35,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.lists(st.integers(2, 24), min_size=3, max_size=3),
         limits=LIMITS,
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
+        num_places=st.sampled_from([0, 3, 12, 100]),
+        moved_tokens=st.sampled_from([1, 1, 6]),
     )
     def start(
-        self, cache: str, block_tokens: int, num_blocks: list[int], limits: SweepLimits, enable_prefix_caching: bool
+        self,
+        cache: str,
+        block_tokens: int,
+        num_blocks: list[int],
+        limits: SweepLimits,
+        enable_prefix_caching: bool,
+        num_places: int,
+        moved_tokens: int,
     ) -> None:
         groups = CACHES[cache]
         pools = num_blocks[: len(groups)]
@@ -48,8 +57,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             snapshot_tokens=2 * block_tokens,
             enable_prefix_caching=enable_prefix_caching,
         )
+        self.cache.open_parking([num_places] * len(groups))
         self.model = ToyModel(groups, pools, block_tokens)
-        self.scheduler = Scheduler(self.cache, limits)
+        self.scheduler = Scheduler(self.cache, limits, lambda num_tokens: num_tokens >= moved_tokens)
         self.alive: dict[int, Sequence] = {}
         self.num_added = 0
         self.num_sampled = 0
@@ -108,6 +118,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run(self, draws: list[int], times: int) -> None:
         for _ in range(times):
             self._run(draws)
+
+    @rule()
+    def drop_unused(self) -> None:
+        for pool, free in zip(self.cache.pools, self.scheduler.drop_unused(), strict=True):
+            assert len(free) == pool.num_free == pool.num_available
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def run_one_less(self) -> None:
+        num_running, num_preemptions = self.scheduler.num_running, self.scheduler.num_preemptions
+        assert self.scheduler.run_one_less() == (num_running > 1)
+        self._run([0, 1])
+        if num_running > 1:
+            assert self.scheduler.num_preemptions > num_preemptions
+            assert self.scheduler.num_running < num_running
+
+    @precondition(lambda self: self.num_added > 8)  # late, or nearly every run would go on without moves
+    @rule()
+    def stop_moving(self) -> None:
+        self.scheduler.stop_moving()
 
     @precondition(lambda self: self.alive)
     @rule()

@@ -33,9 +33,14 @@ class ToyModel:
         self._groups = groups
         self._block_tokens = block_tokens
         self._slots = [[[GARBAGE] * block_tokens for _ in range(number)] for number in num_blocks]
+        self._below: dict[tuple[int, int], list[Prefix]] = {}
 
     def run(self, sweep: Sweep, tokens: Mapping[int, Sequence[int]]) -> None:
         """Computes every chunk and compares all that it reads with the tokens of its sequence."""
+        for move in sweep.moves_down:
+            self._below[move.group, move.place] = list(self._slots[move.group][move.block])
+        for move in sweep.moves_up:
+            self._slots[move.group][move.block] = list(self._below[move.group, move.place])
         self._copy(sweep.copies)
         for micro_batch in sweep.micro_batches:
             for chunk in micro_batch.chunks:
@@ -46,6 +51,10 @@ class ToyModel:
 
     def fail(self, sweep: Sweep) -> None:
         """Leaves garbage wherever the sweep may write."""
+        for move in sweep.moves_down:
+            self._below[move.group, move.place] = [GARBAGE] * self._block_tokens
+        for move in sweep.moves_up:
+            self._slots[move.group][move.block] = [GARBAGE] * self._block_tokens
         self._copy(sweep.copies)
         for micro_batch in sweep.micro_batches:
             for chunk in micro_batch.chunks:

@@ -1,10 +1,12 @@
 """FlexGen's options for where things live and how a sweep is cut, and what they become here.
 
---percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly
+--percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly,
+                                    and of micro-batches whose activations stay on the device while they wait
 --offload-dir                       --disk
 --gpu-batch-size, --num-gpu-batches rows of a micro-batch, and micro-batches of a sweep
 --overlap false                     the plain serial schedule, which reads all weights for every micro-batch
---pin-weight, --cpu-cache-compute   without a GPU true of themselves; with one refused while nothing is streamed to it
+--pin-weight                        whether host memory is pinned; without a GPU there is nothing to pin
+--cpu-cache-compute                 true of itself without a GPU; with one refused, since KV is brought to it
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ class FlexGenOptions(TypedDict, total=False):
     weights_on_host: float
     kv_on_device: float
     kv_on_host: float
+    activations_on_device: float
     disk: str
     max_num_seqs: int
     num_micro_batches: int
     overlap: bool
+    pin_memory: bool
 
 
 def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +53,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
         "--pin-weight",
         type=_yes_or_no,
         metavar="BOOL",
-        help="pinned host memory for weights; without a GPU there is nothing to pin",
+        help="pinned host memory for weights and KV (default: true); without a GPU there is nothing to pin",
     )
     group.add_argument(
         "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU to KV that is not on the GPU"
@@ -76,16 +80,14 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     if args.overlap is not None:
         found["overlap"] = args.overlap
     if args.pin_weight is not None and not _runs_on_cpu(args.device):
-        raise OptionError(
-            "--pin-weight: this version keeps the weights of a GPU on the GPU, so there is nothing to pin; leave it out"
-        )
+        found["pin_memory"] = args.pin_weight
     if args.cpu_cache_compute and not _runs_on_cpu(args.device):
-        raise OptionError("--cpu-cache-compute: this version keeps the KV of a GPU on the GPU; leave it out")
+        raise OptionError("--cpu-cache-compute: this version attends on the GPU, wherever KV lies; leave it out")
     return found
 
 
 def _shares(percent: list[int], *, are_one: bool) -> FlexGenOptions:
-    """Shares of weights and KV on the device and its host; where these are one, what is on either is in memory."""
+    """Shares of what is on the device and on its host; where these are one, what is on either is in memory."""
     pairs = [percent[0:2], percent[2:4], percent[4:6]]
     for what, pair in zip(("weights", "KV", "activations"), pairs, strict=True):
         if min(pair) < 0 or sum(pair) > 100:
@@ -105,6 +107,7 @@ def _shares(percent: list[int], *, are_one: bool) -> FlexGenOptions:
         "weights_on_host": weights_on_host / 100,
         "kv_on_device": kv / 100,
         "kv_on_host": kv_on_host / 100,
+        "activations_on_device": activations[0] / 100,
     }
 
 

@@ -56,7 +56,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--disk",
         metavar="FOLDER[:SIZE]",
-        help="for copies of weights (default: $HEADRACE_CACHE or ~/.cache/headrace)",
+        help="for copies of weights, and KV beyond memory (default: $HEADRACE_CACHE or ~/.cache/headrace)",
     )
     group.add_argument(
         "--disk-bandwidth",

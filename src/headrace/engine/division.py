@@ -9,15 +9,17 @@ from typing import TypedDict
 
 import torch
 
+from headrace.engine.below import open_scratch_file
 from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
 from headrace.engine.options import EngineOptions
+from headrace.engine.placed_model import PlacedModel, Streams
+from headrace.engine.streaming import hold_on_host
 from headrace.engine.tiers import Tiers
-from headrace.engine.weights import PlacedModel, hold_on_host
 from headrace.executor.kv_stream import NUM_SLABS, KVStream, LayerHome, lay_out
 from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
-from headrace.kv_cache.stores import FileBehindLink, HostStore, KVStore
+from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.weight_map import WeightMap
@@ -25,9 +27,8 @@ from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
 from headrace.planner.placement import Demand, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
-from headrace.storage.budget import Budget
+from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
-from headrace.storage.scratch_file import ScratchFile
 
 _SLAB_SHARE = 1 / 16
 """Of what is free, for each slab: fewer, larger micro-batches wait for KV less often."""
@@ -77,23 +78,29 @@ def divide(
 ) -> KVBelow:
     """Loads the weights that stay, and charges them and the slabs; returns which KV lies below the device."""
     shares = Shares(weights=options.weights_on_device, kv=options.kv_on_device)
-    if placed.stream is None and shares.kv is None:
+    streams = placed.streams
+    if streams is None and shares.kv is None:
         return KVBelow()
     table, budget = placed.model.table, tiers.device_budget
+    points = [] if streams is None else list(streams.parts.images)
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
     records = [_record(placed, layer, block_tokens, dtype) for layer in kv_layers]
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
-    room = _room_below(tiers)
+    all_slab_bytes = NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0
+    room = _room_below(tiers, all_slab_bytes)
     demand = Demand(
-        part_bytes=[placed.part_bytes(point) for point in placed.images],
+        part_bytes=[] if streams is None else [streams.part_bytes([point]) for point in points],
         max_rows=sweep.max_num_seqs,
-        operations_per_token=2.0 * sum(source.num_bytes for source in weights.parameters.values()) / dtype.itemsize,
-        slab_bytes=NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0,
+        operations_per_token=2.0 * _active_bytes(weights, streams, table) / dtype.itemsize,
+        slab_bytes=all_slab_bytes,
         room_below_bytes=room.host_bytes + room.disk_bytes,
         **_row_demand(table, records, options, sweep, block_tokens, dtype),
     )
     found = place(demand, _rates(placed, tiers, dtype), budget.free_bytes, shares)
-    _keep(placed, [point for index, point in enumerate(placed.images) if index in found.resident], budget)
+    if streams is not None:
+        kept = [point for index, point in enumerate(points) if index in found.resident]
+        budget.charge("weights", streams.part_bytes(kept))
+        streams.keep(kept)
     below = [kv_layers[index] for index in sorted(found.kv_below)]
     on_host = _kv_on_host(below, len(kv_layers), options.kv_on_host, tiers)
     if not tiers.are_one:
@@ -102,8 +109,10 @@ def divide(
         )
     if not below:
         return KVBelow()
-    budget.charge("staging", demand.slab_bytes)
+    budget.charge("staging", all_slab_bytes)
     on_disk = frozenset(below) - on_host
+    if on_disk and not tiers.are_one:
+        tiers.host_budget.charge("staging", all_slab_bytes)  # KV on disk passes as much memory of the host
     return KVBelow(
         on_host=on_host, on_disk=on_disk, slab_blocks=slab_blocks, num_bytes=room.for_layers(len(on_host), len(on_disk))
     )
@@ -125,21 +134,19 @@ def move_kv_below(
         return HostStore(tiers.link, num_bytes)
 
     def on_disk(num_bytes: int, is_aligned: bool) -> KVStore:
-        file = ScratchFile(
-            tiers.disk,
-            what="KV cache",
-            num_bytes=num_bytes,
-            is_aligned=is_aligned,
-            throttle=tiers.throttle,
-            trace=tiers.trace,
-        )
-        return file if tiers.link is None else FileBehindLink(file)
+        file = open_scratch_file(tiers, "KV cache", num_bytes, is_aligned=is_aligned)
+        return FileStore(file) if tiers.link is None else FileBehindLink(file, tiers.link)
 
     homes: dict[int, LayerHome] = {}
     for layers, open_store in ((kv.on_host, on_host), (kv.on_disk, on_disk)):
         if layers:
             homes |= lay_out(placed.model.table, layers, cache.num_blocks, block_tokens, dtype, open_store)
-    placed.kv = KVStream(homes, slab_blocks=kv.slab_blocks, device=tiers.device)
+    placed.kv = KVStream(
+        homes,
+        slab_blocks=kv.slab_blocks,
+        device=tiers.device,
+        allocate=AlignedBuffer if tiers.link is None else tiers.link.device_memory,
+    )
     placed.points = tuple(
         point
         for before in placed.points
@@ -165,9 +172,20 @@ class _Room:
         return int((num_on_host + num_on_disk) * min(per_layer))
 
 
-def _room_below(tiers: Tiers) -> _Room:
-    host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes))
+def _room_below(tiers: Tiers, all_slab_bytes: int) -> _Room:
+    """`all_slab_bytes` of the host may be needed on the way to the disk."""
+    host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes - all_slab_bytes))
     return _Room(host_bytes=host_bytes, disk_bytes=int(_KV_DISK_SHARE * tiers.disk.free_bytes))
+
+
+def _active_bytes(weights: WeightMap, streams: Streams | None, table: LayerTable) -> float:
+    """What one token uses of the weights: of a layer's experts, only those that it goes to."""
+    active = float(weights.num_bytes)
+    for layer, images in {} if streams is None else streams.parts.experts.items():
+        spec = table.layers[layer].experts
+        assert spec is not None, f"layer {layer} has images of experts, and none in its table"
+        active -= sum(image.read_bytes for image in images) * (1 - spec.num_per_token / spec.num_experts)
+    return active
 
 
 def _row_demand(
@@ -190,12 +208,6 @@ def _row_demand(
         "row_bytes": max(0, all_bytes - sum(kv_layer_bytes)),
         "written_share": 1 / num_blocks,
     }
-
-
-def _keep(placed: PlacedModel, points: Sequence[Point], budget: Budget) -> None:
-    if placed.stream is not None:
-        budget.charge("weights", sum(map(placed.part_bytes, points)))
-        placed.keep(points)
 
 
 def _kv_on_host(below: Sequence[int], num_layers: int, share: float | None, tiers: Tiers) -> frozenset[int]:
@@ -221,9 +233,9 @@ def _slab_blocks(records: Sequence[BlockRecord], free_bytes: int, context_tokens
 def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
     if tiers.link is not None:
         return Rates(below=tiers.link.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
-    if placed.reader is None:
+    if placed.streams is None:
         return Rates(below=math.inf, matrix=measure_matrix_rate(tiers.device, dtype))
-    return disk_rates(placed.reader, next(iter(placed.images.values())), dtype)
+    return disk_rates(placed.streams.reader, next(iter(placed.streams.parts.images.values())), dtype)
 
 
 def disk_rates(reader: DiskReader, image: LayerImage, dtype: torch.dtype) -> Rates:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -15,8 +16,10 @@ from headrace.engine.interrupts import held_interrupts
 from headrace.engine.outputs import RequestMetrics, RequestOutput
 from headrace.engine.requests import GenerationRequest
 from headrace.errors import RequestError
+from headrace.executor.block_moves import BlockMoveError
 from headrace.executor.executor import Executor
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
+from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
 from headrace.sampling.sampler import sample
 from headrace.sampling.tokens import SampledToken
@@ -28,12 +31,14 @@ from headrace.storage.governor import Governor
 from headrace.units import MIB
 
 _SAMPLING_BYTES = 32 * MIB
-_SWEEPS_PER_CHECK = 16
+_SWEEPS_PER_CHECK = 4
 _SMALLEST_SWEEP = 16
 _WINDOW = 2
 """Answers that are in the engine at a time, as a multiple of those that can run."""
 _WAITING_SWEEPS = 64
 """Sweeps whose tokens may wait: some ten bytes each, which nothing else bounds."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +61,8 @@ class Engine:
     Attributes:
         max_model_len: tokens of prompt and answer together.
         seed: from which requests without a seed of their own get one.
+        speed: what the engine was measured to do so far.
+        give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
     """
 
@@ -67,6 +74,8 @@ class Engine:
     max_model_len: int
     vocab_size: int
     seed: int
+    speed: SweepSpeed = field(default_factory=SweepSpeed)
+    give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
     _answers: dict[int, tuple[_Running, Answer]] = field(default_factory=dict)
@@ -133,11 +142,16 @@ class Engine:
                 under_way = sweep = self.scheduler.next_sweep()
                 self._note_start(sweep)
             if sweep is not None:
-                tokens = self.executor.run(sweep, self._draw)
+                tokens = self._run(sweep)
                 with held_interrupts():
                     under_way = None
                     self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in tokens.items()})
                     self._accept(tokens)
+        except BlockMoveError as error:
+            assert under_way is not None, "blocks are moved before anything is computed"
+            self.scheduler.abandon(under_way)
+            self.scheduler.stop_moving()
+            logger.warning("%s; rows that lose their KV are computed again from now on", error)
         except BaseException:  # Ctrl-C too: a chat goes on after it
             if under_way is not None:
                 self.scheduler.abandon(under_way)
@@ -145,6 +159,12 @@ class Engine:
         for rejection in self.scheduler.take_rejected():
             self._reject(rejection)
         self._govern()
+
+    def _run(self, sweep: Sweep) -> dict[int, SampledToken]:
+        started = time.perf_counter()
+        tokens = self.executor.run(sweep, self._draw)
+        self.speed.note(sweep.num_tokens, time.perf_counter() - started)
+        return tokens
 
     @property
     def wants_more(self) -> bool:
@@ -235,6 +255,8 @@ class Engine:
                 tpot_seconds=seconds_per_token(answers),
                 queued_seconds=running.started_seconds - running.arrived_seconds,
                 num_cached_tokens=running.sequences[0].num_prefix_hit_tokens,
+                num_preemptions=sum(sequence.num_preemptions for sequence in running.sequences),
+                num_moved_down=sum(sequence.num_moved_down for sequence in running.sequences),
             ),
         )
 
@@ -265,13 +287,13 @@ class Engine:
                 self.scheduler.finish(sequence.sequence_id, "cancelled")
 
     def _govern(self) -> None:
-        """Makes sweeps smaller while the process uses more memory than it was given."""
+        """Makes sweeps smaller while the process uses more memory than it was given; then there is less KV."""
         self._num_sweeps += 1
         if self._num_sweeps % _SWEEPS_PER_CHECK or not self.governor.pressed():
             return
         limits = self.scheduler.limits
         if limits.max_num_batched_tokens <= _SMALLEST_SWEEP:
-            self.governor.check()
+            self._shrink_kv()
             return
         smaller = max(_SMALLEST_SWEEP, limits.max_num_batched_tokens // 2)
         self.scheduler.limits = replace(
@@ -280,6 +302,12 @@ class Engine:
             max_micro_batch_tokens=min(limits.max_micro_batch_tokens, smaller),
             max_num_seqs=min(limits.max_num_seqs, smaller),
         )
+
+    def _shrink_kv(self) -> None:
+        """Gives back the memory of KV that nobody uses; if that is not enough, one row less runs from now on."""
+        self.give_back(self.scheduler.drop_unused())
+        if self.governor.pressed() and not self.scheduler.run_one_less():
+            self.governor.check()
 
 
 def _not_finite() -> RequestError:

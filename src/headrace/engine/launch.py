@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +23,20 @@ from headrace.engine.memory import (
     plan_sweep,
     smallest_bytes,
 )
+from headrace.engine.moving import KVMoving
 from headrace.engine.options import EngineOptions
+from headrace.engine.placed_model import PlacedModel, Streams, load_resident
+from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
-from headrace.engine.weights import PlacedModel, least_stream_bytes, load_resident, open_stream
-from headrace.errors import BudgetError, OptionError
+from headrace.errors import BudgetError
+from headrace.executor.activations import ActivationsBelow
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
+from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
+from headrace.kv_cache.pools import KVPools
 from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.layer_table import layer_table
@@ -40,6 +45,8 @@ from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.wide_products import products
+from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
@@ -78,15 +85,19 @@ def launch(options: EngineOptions) -> Launched:
     """
     path = locate_model(options.model, options.revision)
     with ExitStack() as opened:
-        tiers = open_tiers(options, opened)
-        tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
-        defaults = read_generation_defaults(path, tokenizer)
-        keep_freed_memory()
-        model, weights, dtype = _describe_weights(options, path, tiers)
-        placed = _place_model(options, model, weights, dtype, tiers)
-        opened.callback(placed.close)
-        launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
-        return replace(launched, close=opened.pop_all().close)
+        return launch_on(open_tiers(options, opened), options, path, opened)
+
+
+def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStack) -> Launched:
+    """Does the same with the model in folder `path` on tiers that are there, and are closed with `opened`."""
+    tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+    defaults = read_generation_defaults(path, tokenizer)
+    keep_freed_memory()
+    model, weights, dtype = _describe_weights(options, path, tiers)
+    placed = _place_model(options, model, weights, dtype, tiers)
+    opened.callback(placed.close)
+    launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
+    return replace(launched, close=opened.pop_all().close)
 
 
 def start(
@@ -100,6 +111,7 @@ def start(
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
     attention, table, budget = GroupedAttention(), placed.model.table, tiers.device_budget
+    multiplying = products(dtype, tiers.device)
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,
@@ -109,6 +121,7 @@ def start(
         points=placed.points,
         weights=placed.weights,
         experts=placed.experts,
+        products=multiplying,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
@@ -122,11 +135,21 @@ def start(
             options=options,
             probe=probe.measure,
             settle=tiers.settle,
-            is_streamed=placed.stream is not None,
+            is_streamed=placed.streams is not None,
+            host_budget=None if tiers.are_one else tiers.host_budget,
         )
+        if sweep.below is not None:
+            assert tiers.link is not None, "without a device there is nothing below it but the disk"
+            placed.activations = ActivationsBelow(
+                tiers.link,
+                slot_bytes=sweep.below.slot_bytes,
+                host_bytes=sweep.below.host_bytes,
+                share_on_device=options.activations_on_device or 0.0,
+            )
         below = divide(
             placed, tiers, weights=weights, options=options, sweep=sweep, block_tokens=BLOCK_TOKENS, dtype=dtype
         )
+        tiers.settle()  # what measuring rates has left behind
         cache = plan_cache(
             table=table,
             budget=budget,
@@ -147,7 +170,7 @@ def start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, sweep, cache, below, tokenizer, defaults, tiers)
+    engine = _assemble(options, placed, contexts, pools, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -164,9 +187,11 @@ def _assemble(
     options: EngineOptions,
     placed: PlacedModel,
     contexts: ContextBuilder,
+    pools: KVPools,
     sweep: SweepPlan,
     plan: CachePlan,
     below: KVBelow,
+    multiplying: AbstractContextManager[object],
     tokenizer: Tokenizer | WithoutTokenizer,
     defaults: GenerationDefaults,
     tiers: Tiers,
@@ -184,6 +209,11 @@ def _assemble(
         num_micro_batches=options.num_micro_batches,
         max_micro_batch_blocks=below.slab_blocks if below.layers else sys.maxsize,
     )
+    scheduler, speed = Scheduler(cache, limits), SweepSpeed()
+    if tiers.device.type == "cpu" and not below.layers:
+        moving = KVMoving(cache=cache, blocks=BlockBytes(pools, len(plan.num_blocks)), tiers=tiers, speed=speed)
+        placed.moves = moving
+        scheduler = Scheduler(cache, limits, moving.is_faster)
     executor = Executor(
         model=placed.model,
         points=placed.points,
@@ -191,11 +221,14 @@ def _assemble(
         weights=placed.weights,
         experts=placed.experts,
         kv=placed.kv,
+        activations=placed.activations,
+        moves=placed.moves,
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
+        products=multiplying,
     )
     return Engine(
-        scheduler=Scheduler(cache, limits),
+        scheduler=scheduler,
         executor=executor,
         governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
         tokenizer=tokenizer,
@@ -203,6 +236,8 @@ def _assemble(
         max_model_len=plan.max_model_len,
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
+        speed=speed,
+        give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 
 
@@ -228,14 +263,12 @@ def _place_model(
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
     table = layer_table(model.config)
     host, device = tiers.host_budget, tiers.device_budget
-    if not tiers.can_stream and (options.asks_to_stream or options.kv_on_device not in (None, 1)):
-        raise OptionError("weights and KV that are not on the GPU need a later version; leave the shares out")
     release_freed_memory()
     used = resident_bytes()
     smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
     base = used if tiers.are_one else 0
     is_too_large = base + weights.num_bytes + smallest > device.limit_bytes
-    streams = tiers.can_stream and (options.asks_to_stream or is_too_large)
+    streams = options.asks_to_stream or is_too_large
     try:
         if not tiers.are_one:
             host.require("Python with torch", used + LIBRARY_BYTES)
@@ -246,14 +279,8 @@ def _place_model(
                 "cache and sweep",
                 base + least_stream_bytes(model, weights) + smallest,
             )
-        elif is_too_large:
-            device.require(
-                f"{format_bytes(weights.num_bytes)} of weights and the smallest KV cache and sweep",
-                base + weights.num_bytes + smallest,
-            )
     except BudgetError as error:
-        here = "" if tiers.can_stream else " This version streams weights with --device cpu only."
-        raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.{here})") from None
+        raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.)") from None
     host.charge("Python, torch and tokenizer", used)
     if streams:
         return open_stream(model, table, weights, tiers)
@@ -272,10 +299,7 @@ def _describe(
     tiers: Tiers,
 ) -> str:
     table, budget = placed.model.table, tiers.device_budget
-    read = [f"{format_bytes(placed.streamed_bytes)} of them read in every sweep"] if placed.streamed_bytes else []
-    if placed.streamed_expert_bytes:
-        read.append(f"of {format_bytes(placed.streamed_expert_bytes)} of experts those that its tokens need")
-    streamed = f" ({', and '.join(read)})" if read else ""
+    streamed = "" if placed.streams is None else _describe_streams(placed.streams)
     places = (("host", below.on_host), ("disk", below.on_disk))
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
@@ -285,6 +309,15 @@ def _describe(
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )
+
+
+def _describe_streams(streams: Streams) -> str:
+    read = []
+    if streams.layers.bytes_per_sweep:
+        read.append(f"{format_bytes(streams.layers.bytes_per_sweep)} of them read in every sweep")
+    if streams.experts is not None and streams.experts.num_bytes:
+        read.append(f"of {format_bytes(streams.experts.num_bytes)} of experts those that its tokens need")
+    return f" ({', and '.join(read)})" if read else ""
 
 
 def _ignored_note(defaults: GenerationDefaults) -> str:

@@ -56,6 +56,8 @@ class LLM:
         kv_on_device: float | None = None,
         weights_on_host: float | None = None,
         kv_on_host: float | None = None,
+        activations_on_device: float | None = None,
+        pin_memory: bool = True,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
         overlap: bool = True,
@@ -72,8 +74,8 @@ class LLM:
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A
                 model that is larger is streamed from disk, sweep by sweep.
             gpu_memory: the same for the GPU's own memory.
-            disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are; by default
-                `$HEADRACE_CACHE` or `~/.cache/headrace`.
+            disk: a folder, or `folder:size`, for copies of weights that cannot be streamed as they are, and for KV that
+                memory has no room for; by default `$HEADRACE_CACHE` or `~/.cache/headrace`.
             max_memory: transformers' spelling of the two: `{0: "10GiB", "cpu": "30GiB"}`.
             offload_folder: transformers' spelling of `disk`.
             disk_bandwidth: bytes per second, or a rate such as `1GB/s`, at which streamed weights are read at most.
@@ -88,8 +90,13 @@ class LLM:
             weights_on_device: the share of the weights, from 0 to 1, that shall stay where the computing is, in memory
                 on a CPU; by default the one that makes most rows advance per second.
             kv_on_device: the same for the KV of attention layers.
-            weights_on_host, kv_on_host: of what is not on a simulated device, the shares in the host's memory; by
-                default what fits. The rest is on disk.
+            weights_on_host, kv_on_host: of what is not on the GPU (or a simulated device), the shares in the host's
+                memory; by default what fits. The rest is on disk.
+            activations_on_device: the share of a sweep's micro-batches whose activations stay on the GPU (or simulated
+                device) while they wait for their turn; those of the others are sent to the host. By default all stay,
+                unless sweeps would be small for it.
+            pin_memory: pin the host memory that a GPU's weights and KV pass or lie in; False leaves it to the system
+                to move, and copies take longer.
             chat_template: file with a Jinja template that replaces the checkpoint's own.
             overlap: whether micro-batches share the weights of a sweep; False is the plain serial schedule, to compare.
             trace: file to write what happened when to, for Perfetto or chrome://tracing.
@@ -120,6 +127,8 @@ class LLM:
                 kv_on_device=kv_on_device,
                 weights_on_host=weights_on_host,
                 kv_on_host=kv_on_host,
+                activations_on_device=activations_on_device,
+                pin_memory=pin_memory,
                 chat_template=chat_template,
                 trace=trace,
                 overlap=overlap,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from headrace.engine.options import EngineOptions
 from headrace.errors import OptionError
+from headrace.executor.activations import NUM_SLOTS, slot_bytes
 from headrace.executor.pool_plan import GroupDemand, PoolPlanner
 from headrace.executor.probe import ActivationPeak
 from headrace.models.layer_table import AttentionSpec, LayerTable
@@ -27,6 +28,8 @@ LIBRARY_BYTES = 80 * MIB
 _SHORTEST_CONTEXT = 64
 TYPICAL_TOKENS = 2048
 _WAITING_NUMBERS = 3
+_REMAINING_NUMBERS = 1.25
+"""Of a token's hidden states: the last ones, while it waits at the head, and its rotary angles."""
 _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
 _SAMPLING_BYTES = 32 * MIB
@@ -36,12 +39,26 @@ Probe = Callable[[int, int], ActivationPeak]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WaitingBelow:
+    """Memory for activations that wait on the host of a device, which has been charged on both sides.
+
+    Attributes:
+        slot_bytes: of the device, for those of a micro-batch on their way; there are a few.
+        host_bytes: for those of a sweep.
+    """
+
+    slot_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPlan:
     """The largest sweep, whose memory has been charged.
 
     Attributes:
         context_tokens: the longest row that it was measured for.
         micro_batch_tokens: what runs at a time; other tokens of a sweep wait, and keep what goes on to a next layer.
+        below: where they keep that, if not on the device.
     """
 
     context_tokens: int
@@ -49,6 +66,7 @@ class SweepPlan:
     max_num_batched_tokens: int
     micro_batch_tokens: int
     activation_bytes: int
+    below: WaitingBelow | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +104,14 @@ def plan_sweep(
     probe: Probe,
     settle: Callable[[], None],
     is_streamed: bool,
+    host_budget: Budget | None = None,
 ) -> SweepPlan:
     """Measures activations and charges them.
 
     Args:
         settle: charges what a probe has left behind.
         is_streamed: every sweep reads weights, so that it should have many tokens: several micro-batches' worth.
+        host_budget: of a device's host, where waiting micro-batches may keep their activations.
 
     Raises:
         BudgetError: not even the smallest sweep fits.
@@ -107,18 +127,30 @@ def plan_sweep(
     peak = measured.at(context)
     settle()
     budget.charge("activations", peak)
-    num_tokens = micro_batch
-    if is_streamed and micro_batch == DEFAULT_BATCHED_TOKENS and options.max_num_batched_tokens is None:
-        waiting = (STREAMED_BATCHED_TOKENS - micro_batch) * _waiting_bytes(table, dtype_bytes)
-        if waiting <= _ACTIVATION_SHARE * budget.free_bytes:
+    num_tokens, below = micro_batch, None
+    bytes_per_token, share = _waiting_bytes(table, dtype_bytes), options.activations_on_device
+    is_short = micro_batch < DEFAULT_BATCHED_TOKENS
+    wanted = STREAMED_BATCHED_TOKENS if is_streamed and options.max_num_batched_tokens is None else micro_batch
+    waiting = (wanted - micro_batch) * bytes_per_token
+    if not is_short and share in (None, 1) and waiting <= _ACTIVATION_SHARE * budget.free_bytes:
+        if waiting:
             budget.charge("waiting micro-batches", waiting)
-            num_tokens, peak = STREAMED_BATCHED_TOKENS, peak + waiting
+        num_tokens, peak = wanted, peak + waiting
+    elif host_budget is not None and share != 1:
+        demand = _below_demand(wanted, micro_batch, bytes_per_token, table.hidden_size * dtype_bytes, options)
+        fits = max(demand.device_bytes / max(1, budget.free_bytes), demand.host_bytes / max(1, host_budget.free_bytes))
+        if share is not None or (fits <= _ACTIVATION_SHARE and demand.device_bytes < waiting):
+            budget.charge("waiting micro-batches", demand.device_bytes)
+            host_budget.charge("waiting micro-batches", demand.host_bytes)
+            num_tokens, peak = wanted, peak + demand.device_bytes
+            below = WaitingBelow(slot_bytes=demand.slot_bytes, host_bytes=demand.host_bytes)
     return SweepPlan(
         context_tokens=context,
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
         micro_batch_tokens=micro_batch,
         activation_bytes=peak,
+        below=below,
     )
 
 
@@ -175,6 +207,29 @@ def row_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, sweep: 
 def _waiting_bytes(table: LayerTable, dtype_bytes: int) -> int:
     """What a token keeps between two layers: hidden states, a residual or a copy in fp32, and its rotary angles."""
     return (_WAITING_NUMBERS * dtype_bytes + 4) * table.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _BelowDemand:
+    """What activations that wait on the host take."""
+
+    slot_bytes: int
+    device_bytes: int
+    host_bytes: int
+
+
+def _below_demand(
+    num_tokens: int, micro_batch: int, bytes_per_token: int, hidden_bytes: int, options: EngineOptions
+) -> _BelowDemand:
+    """Slots, what stays because it was asked for, and what all keep: the last hidden states before the head, mainly."""
+    each = min(micro_batch, -(-num_tokens // options.num_micro_batches))
+    staying = round((options.activations_on_device or 0.0) * -(-num_tokens // each))
+    waiting = num_tokens - micro_batch
+    slot = slot_bytes(each, bytes_per_token)
+    kept = int(waiting * _REMAINING_NUMBERS * hidden_bytes) + min(waiting, staying * each) * bytes_per_token
+    return _BelowDemand(
+        slot_bytes=slot, device_bytes=NUM_SLOTS * slot + kept, host_bytes=slot_bytes(num_tokens, bytes_per_token)
+    )
 
 
 def _others(table: LayerTable, layers: frozenset[int]) -> frozenset[int]:

@@ -35,6 +35,8 @@ class EngineOptions:
     kv_on_device: float | None = None
     weights_on_host: float | None = None
     kv_on_host: float | None = None
+    activations_on_device: float | None = None
+    pin_memory: bool = True
     chat_template: Path | str | None = None
     trace: Path | str | None = None
     overlap: bool = True
@@ -56,7 +58,13 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; expected at least 1")
-        for name in ("weights_on_device", "kv_on_device", "weights_on_host", "kv_on_host"):
+        for name in (
+            "weights_on_device",
+            "kv_on_device",
+            "weights_on_host",
+            "kv_on_host",
+            "activations_on_device",
+        ):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
                 raise OptionError(f"{name} is {share}; expected a share from 0 to 1")

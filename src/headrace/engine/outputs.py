@@ -43,12 +43,16 @@ class RequestMetrics:
         tpot_seconds: mean time per token after the first; None for answers of one token.
         queued_seconds: from its arrival to its first sweep.
         num_cached_tokens: prompt tokens whose KV was already there.
+        num_preemptions: how often one of its answers had to give its KV up to older rows.
+        num_moved_down: how often that KV was kept below then, and not computed again.
     """
 
     ttft_seconds: float
     tpot_seconds: float | None
     queued_seconds: float
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_moved_down: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

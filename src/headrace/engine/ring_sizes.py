@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RingSizes:
-    """What streaming takes in memory at a time: slots for layers without their experts, and places for experts.
+    """What streaming takes in memory at a time: slots for parts without their experts, and places for experts.
 
     Attributes:
-        layer_bytes: of a slot, which holds any layer without its experts.
+        part_bytes: of a slot, which holds any part without its experts.
         expert_bytes: of a place, which holds any expert.
         num_experts: of a layer.
-        largest_bytes: of the largest layer with all of its experts.
+        largest_bytes: of the largest part with all of its experts.
     """
 
-    layer_bytes: int
+    part_bytes: int
     expert_bytes: int
     num_experts: int
     largest_bytes: int
 
     @classmethod
-    def of(cls, layers: Mapping[int, int], experts: Mapping[int, Sequence[int]]) -> RingSizes:
-        """Returns the sizes for layers of so many bytes and their experts of so many bytes each."""
-        expert_bytes = max((max(sizes) for sizes in experts.values()), default=0)
+    def of(cls, parts: Iterable[tuple[int, Sequence[int]]]) -> RingSizes:
+        """Returns the sizes for parts of so many bytes, and so many of each of their experts."""
+        parts = list(parts)
+        expert_bytes = max((size for _, experts in parts for size in experts), default=0)
         return cls(
-            layer_bytes=max(layers.values()),
+            part_bytes=max(size for size, _ in parts),
             expert_bytes=expert_bytes,
-            num_experts=max(map(len, experts.values()), default=0),
-            largest_bytes=max(size + expert_bytes * len(experts.get(layer, ())) for layer, size in layers.items()),
+            num_experts=max(len(experts) for _, experts in parts),
+            largest_bytes=max(size + expert_bytes * len(experts) for size, experts in parts),
         )
 
     def num_places(self, num_slots: int) -> int:
-        """Returns how many experts fit beside slots in the memory of so many whole layers: at least those of one."""
+        """Returns how many experts fit beside slots in the memory of so many whole parts: at least those of one."""
         if not self.num_experts:
             return 0
-        return max(self.num_experts, num_slots * (self.largest_bytes - self.layer_bytes) // self.expert_bytes)
+        return max(self.num_experts, num_slots * (self.largest_bytes - self.part_bytes) // self.expert_bytes)
 
-    def num_bytes(self, num_slots: int) -> int:
+    def num_bytes(self, num_slots: int, num_places: int) -> int:
         """Returns what slots and places take."""
-        return num_slots * self.layer_bytes + self.num_places(num_slots) * self.expert_bytes
+        return num_slots * self.part_bytes + num_places * self.expert_bytes

@@ -18,9 +18,10 @@ from headrace.engine.llm import LLM
 from headrace.engine.memory import LIBRARY_BYTES, smallest_bytes
 from headrace.engine.memory_options import Size, memory_options
 from headrace.engine.options import EngineOptions
+from headrace.engine.placed_model import PlacedModel, place_resident
+from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
-from headrace.engine.weights import PlacedModel, least_stream_bytes, open_stream, place_resident
-from headrace.errors import BudgetError
+from headrace.errors import BudgetError, OptionError
 from headrace.models.defaults import loaded_generation_defaults
 from headrace.models.layer_table import LayerTable, layer_table
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
@@ -118,6 +119,11 @@ def _launch(
         undo.callback(AsItWas(model).restore)
         file = tiers.disk.folder / f"wrapped-{os.getpid()}-{uuid4().hex[:8]}" / "model.safetensors"
         weights, limit = map_loaded_weights(model, file), tiers.host_budget.limit_bytes
+        if not tiers.are_one and options.asks_to_stream:
+            raise OptionError(
+                f"weights_on_device is {options.weights_on_device}, but the weights of a wrapped model on a GPU stay "
+                "there; leave it out, or load the model on the CPU"
+            )
         if not tiers.are_one:
             placed = _place_on_device(model, table, weights, tiers, smallest)
         elif not options.asks_to_stream and fits_in_memory(model, lambda: resident_bytes() + smallest <= limit):

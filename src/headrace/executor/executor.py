@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from headrace.errors import SweepError
+from headrace.executor.activations import Activations, ActivationsStay
+from headrace.executor.block_moves import BlockMoves, NoBlockMoves
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.expert_stream import Experts, ResidentExperts
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
@@ -47,6 +50,7 @@ class Executor:
 
     Attributes:
         points: where the micro-batches wait, in order.
+        products: entered while forwards run; see `headrace.models.wide_products`.
     """
 
     model: EngineModel
@@ -55,18 +59,24 @@ class Executor:
     weights: Weights = field(default_factory=ResidentWeights)
     experts: Experts = field(default_factory=ResidentExperts)
     kv: KVElsewhere = field(default_factory=NoKVElsewhere)
+    activations: Activations = field(default_factory=ActivationsStay)
+    moves: BlockMoves = field(default_factory=NoBlockMoves)
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
+    products: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         """Returns the token that follows each sampling chunk, by sequence.
 
         Raises:
             SweepError: any micro-batch failed, for the reason that the message names.
+            BlockMoveError: KV could not be moved; the sweep is to be abandoned, and made again without moves.
         """
+        self.moves.make(sweep)
         try:
             with (
                 torch.inference_mode(),
+                self.products,
                 self.trace.span("sweeps", "sweep", number=sweep.sweep_id, tokens=sweep.num_tokens),
             ):
                 self.contexts.copy_blocks(sweep.copies)
@@ -88,6 +98,8 @@ class Executor:
             coroutines.extend(Coroutine(context, self.model.forward) for context in contexts)
             self.weights.follow(self.points)
             self.experts.follow(self.points, sum(context.token_ids.shape[1] for context in contexts))
+            turns = [step.micro_batch for step in steps if isinstance(step, Resume) and step.point.has_weights]
+            self.activations.begin([context.token_ids.shape[1] for context in contexts], turns)
             for step in steps:
                 with self.trace.span(*_label(step)):
                     self._follow(step, coroutines)
@@ -95,6 +107,7 @@ class Executor:
         finally:
             for coroutine in coroutines:
                 coroutine.cancel()
+            self.activations.end()
 
     def _follow(self, step: Step, coroutines: Sequence[Coroutine[MicroBatchContext, Tensor]]) -> None:
         match step:
@@ -112,7 +125,11 @@ class Executor:
             case Resume(micro_batch, point):
                 coroutine = coroutines[micro_batch]
                 assert coroutine.waits_at == point, f"{step} found it at {coroutine.waits_at}"
+                if point.has_weights:
+                    self.activations.bring(micro_batch)
                 coroutine.resume()
+                if coroutine.waits_at is not None and coroutine.waits_at.has_weights:
+                    self.activations.send(micro_batch, coroutine.context.kept())
             case StoreKV(micro_batch, point):
                 coroutines[micro_batch].context.brought.pop(point.layer, None)
                 self.kv.store(micro_batch, point.layer)

@@ -13,11 +13,10 @@ from torch import Tensor
 from headrace.executor.expert_uses import ExpertUses
 from headrace.executor.image_sources import Expert, ImageSource
 from headrace.models.brought_experts import ExpertTensors
-from headrace.models.layer_image import LayerImage
+from headrace.models.layer_image import LayerImage, TensorLayout
 from headrace.models.layer_table import ExpertsSpec
 from headrace.schedule.steps import Point
-from headrace.storage.aligned import AlignedBuffer
-from headrace.storage.simulated_device import poison
+from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 
 _MOST_ON_DEMAND = 2 / 3
@@ -55,7 +54,7 @@ class ResidentExperts:
 class _Place:
     """Memory of one expert, and its bytes' way there."""
 
-    buffer: AlignedBuffer
+    buffer: Buffer
     transfer: Transfer
 
 
@@ -92,13 +91,16 @@ class ExpertStream:
         self._images = dict(images)
         self._spec = spec
         self._source = source
-        size = max(image.num_bytes for experts in images.values() for image in experts)
-        self._buffers = [AlignedBuffer(size) for _ in range(num_places)]
+        self._layouts = {layer: [source.layout(image) for image in experts] for layer, experts in images.items()}
+        size = max(layout.num_bytes for layouts in self._layouts.values() for layout in layouts)
+        self._buffers = [source.allocate(size) for _ in range(num_places)]
         for buffer in self._buffers:
-            poison(buffer.bytes)  # takes the memory now, or the probe would find it to be taken by a sweep
+            # Takes the memory now, or the probe would find it to be taken by a sweep.
+            buffer.tensor(0, (size,), torch.uint8).zero_()
+            buffer.end_use()
         self._free = list(self._buffers)
         self._places: dict[Expert, _Place] = {}
-        self._staying: dict[int, tuple[ExpertTensors, list[AlignedBuffer]]] = {}
+        self._staying: dict[int, tuple[ExpertTensors, list[Buffer]]] = {}
         self._uses = ExpertUses()
         self._turns: dict[int, int] = {}
         self._position = 0
@@ -108,6 +110,10 @@ class ExpertStream:
     def num_bytes(self) -> int:
         """All experts that do not stay: what a sweep reads that needs every one."""
         return sum(image.read_bytes for experts in self._images.values() for image in experts)
+
+    def layer_bytes(self, layer: int) -> int:
+        """Returns what the experts of a layer take where they are used; 0 where it has none."""
+        return sum(layout.num_bytes for layout in self._layouts.get(layer, ()))
 
     def follow(self, points: Sequence[Point], num_tokens: int) -> None:
         layers = [point.layer for point in points if point.kind == "experts" and point.layer in self._images]
@@ -156,8 +162,8 @@ class ExpertStream:
             CheckpointError: a file is gone, damaged, or has changed.
         """
         for layer in layers:
-            images = self._images.get(layer, ())
-            buffers = [AlignedBuffer(image.num_bytes) for image in images]
+            images, layouts = self._images.get(layer, ()), self._layouts.get(layer, ())
+            buffers = [self._source.allocate(layout.num_bytes) for layout in layouts]
             arriving = [
                 self._source.begin(Expert(layer, index), image, buffer)
                 for index, (image, buffer) in enumerate(zip(images, buffers, strict=True))
@@ -167,7 +173,7 @@ class ExpertStream:
             for expert in [expert for expert in self._places if expert.layer == layer]:
                 self._evict(expert)
             if self._images.pop(layer, None) is not None:
-                parts = zip(images, buffers, strict=True)
+                parts = zip(layouts, buffers, strict=True)
                 self._staying[layer] = ({index: _tensors(*part) for index, part in enumerate(parts)}, buffers)
         self._turns = {}
 
@@ -225,17 +231,18 @@ class ExpertStream:
     def _arrived(self, expert: Expert) -> Mapping[str, Tensor]:
         place = self._places[expert]
         place.transfer.wait()
-        return _tensors(self._images[expert.layer][expert.index], place.buffer)
+        return _tensors(self._layouts[expert.layer][expert.index], place.buffer)
 
     def _evict(self, expert: Expert) -> None:
         place = self._places[expert]
         place.transfer.settle()  # the memory must not be read into any more
+        place.buffer.end_use()  # nor written before the device has done what it was given
         del self._places[expert]
         self._free.append(place.buffer)
 
 
-def _tensors(image: LayerImage, buffer: AlignedBuffer) -> dict[str, Tensor]:
+def _tensors(layout: TensorLayout, buffer: Buffer) -> dict[str, Tensor]:
     return {
         tensor.name: buffer.tensor(tensor.offset, tensor.shape, getattr(torch, tensor.dtype))
-        for tensor in image.tensors
+        for tensor in layout.tensors
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,12 +17,12 @@ from headrace.kv_cache.blocks import BlockCopy
 from headrace.kv_cache.local_blocks import Integers, LocalBlocks, number_blocks
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, Slab
-from headrace.kv_cache.stores import KVStore
+from headrace.kv_cache.stores import KVStore, SlabPiece
 from headrace.models.layer_table import LayerTable
 from headrace.schedule.steps import BringKV
 from headrace.scheduler.sweep import Sweep
-from headrace.storage.aligned import pages_above
-from headrace.storage.scratch_file import Piece
+from headrace.storage.aligned import AlignedBuffer, pages_above
+from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 from headrace.units import MIB
 
@@ -129,12 +129,25 @@ class KVStream:
     nothing that a committed table names, but the unused ends of blocks.
     """
 
-    def __init__(self, layers: Mapping[int, LayerHome], *, slab_blocks: int, device: torch.device) -> None:
-        """Takes memory for the slabs; `slab_blocks` is the most that a micro-batch names in one group."""
+    def __init__(
+        self,
+        layers: Mapping[int, LayerHome],
+        *,
+        slab_blocks: int,
+        device: torch.device,
+        allocate: Callable[[int], Buffer] = AlignedBuffer,
+    ) -> None:
+        """Takes memory for the slabs.
+
+        Args:
+            slab_blocks: the most that a micro-batch names in one group.
+            device: that computes.
+            allocate: takes so many bytes of its memory.
+        """
         self._layers = dict(layers)
         self._device = device
         records = {home.record for home in layers.values()}
-        self._slabs = [Slab(slab_blocks, records) for _ in range(NUM_SLABS)]
+        self._slabs = [Slab(slab_blocks, records, allocate) for _ in range(NUM_SLABS)]
         self._block_tokens = next(iter(records)).block_tokens
         self._free = list(self._slabs)
         self._ahead: deque[_Moving] = deque()
@@ -172,7 +185,9 @@ class KVStream:
         if len(late):
             while any(going.layer == moving.layer for going in self._going_home):
                 self._free_slab()
-            self._fetch(moving.layer, moving.micro_batch, moving.slab, late).wait()
+            fetched = self._fetch(moving.layer, moving.micro_batch, moving.slab, late)
+            self._present = replace(moving, transfer=fetched)
+            fetched.wait()
         return moving.slab.pages(home.record), self._layout(step.micro_batch, home.group)
 
     def store(self, micro_batch: int, layer: int) -> None:
@@ -182,7 +197,8 @@ class KVStream:
         assert present is not None and (present.micro_batch, present.layer) == (micro_batch, layer)
         home, local = self._layers[layer], self._local(present)
         pieces = _pieces(home, local.blocks[local.written], local.written, present.slab)
-        transfer = home.store.write(f"KV of layer {layer}, home", pieces)
+        present.slab.buffer.end_use()
+        transfer = home.store.write(f"KV of layer {layer}, home", present.slab, pieces)
         self._going_home.append(_Moving(micro_batch, layer, present.slab, transfer))
         self._read_ahead()
 
@@ -223,7 +239,7 @@ class KVStream:
     def _fetch(self, layer: int, micro_batch: int, slab: Slab, numbers: Integers) -> Transfer:
         home = self._layers[layer]
         blocks = self._blocks[home.group][micro_batch].blocks
-        return home.store.read(f"KV of layer {layer}", _pieces(home, blocks[numbers], numbers, slab))
+        return home.store.read(f"KV of layer {layer}", slab, _pieces(home, blocks[numbers], numbers, slab))
 
     def _free_slab(self) -> None:
         """Waits for what has been on its way home for longest.
@@ -237,8 +253,11 @@ class KVStream:
 
     def _settle(self) -> None:
         """Ends whatever a failed sweep has left on its way."""
-        for moving in (*self._ahead, *self._going_home):
+        present = () if self._present is None else (self._present,)
+        for moving in (*present, *self._ahead, *self._going_home):
             moving.transfer.settle()
+        for slab in self._slabs:
+            slab.buffer.end_use()  # what the sweep has given to a device may be looking at them yet
         self._ahead.clear()
         self._going_home.clear()
         self._present = None
@@ -250,11 +269,11 @@ class KVStream:
             for home in self._layers.values():
                 if home.group == copy.group:
                     slab, place = self._free[0], np.zeros(1, dtype=np.int64)
-                    home.store.read("a copy", _pieces(home, place + copy.source, place, slab)).wait()
-                    home.store.write("a copy", _pieces(home, place + copy.target, place, slab)).wait()
+                    home.store.read("a copy", slab, _pieces(home, place + copy.source, place, slab)).wait()
+                    home.store.write("a copy", slab, _pieces(home, place + copy.target, place, slab)).wait()
 
 
-def _pieces(home: LayerHome, blocks: Integers, places: Integers, slab: Slab) -> list[Piece]:
+def _pieces(home: LayerHome, blocks: Integers, places: Integers, slab: Slab) -> list[SlabPiece]:
     """Pairs blocks at home with places in a slab; what is consecutive in both is one piece."""
     if not len(blocks):
         return []
@@ -265,6 +284,6 @@ def _pieces(home: LayerHome, blocks: Integers, places: Integers, slab: Slab) -> 
     for first, end in zip([0, *breaks], [*breaks, len(blocks)], strict=True):
         for start in range(first, end, most):
             stop = min(end, start + most)
-            views = slab.views(home.record, int(places[start]), int(places[start]) + stop - start)
-            pieces.append(Piece(offset=home.offset + int(blocks[start]) * num_bytes, views=views))
+            spans = slab.spans(home.record, int(places[start]), int(places[start]) + stop - start)
+            pieces.append(SlabPiece(offset=home.offset + int(blocks[start]) * num_bytes, spans=spans))
     return pieces

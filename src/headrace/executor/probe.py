@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +60,7 @@ class ActivationProbe:
     Attributes:
         weights, experts: where the layers' weights come from.
         points: the model's points that have weights or experts that are brought, in order.
+        products: entered while forwards run.
     """
 
     model: EngineModel
@@ -69,6 +71,7 @@ class ActivationProbe:
     points: Sequence[Point]
     weights: Weights = field(default_factory=ResidentWeights)
     experts: Experts = field(default_factory=ResidentExperts)
+    products: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def measure(self, num_tokens: int, num_sequences: int) -> ActivationPeak:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
@@ -126,7 +129,14 @@ class ActivationProbe:
             skipped_layers=skipped,
         )
         points = [point for point in self.points if point.kind not in _IN_LAYERS or point.layer not in skipped]
-        return Executor(model=self.model, points=points, contexts=contexts, weights=self.weights, experts=self.experts)
+        return Executor(
+            model=self.model,
+            points=points,
+            contexts=contexts,
+            weights=self.weights,
+            experts=self.experts,
+            products=self.products,
+        )
 
 
 def _cut(num_tokens: int, longest: int) -> list[int]:

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 
 from headrace.executor.image_sources import ImageSource
-from headrace.models.layer_image import LayerImage
+from headrace.models.layer_image import LayerImage, TensorLayout
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.schedule.steps import Point
-from headrace.storage.aligned import AlignedBuffer
+from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 
 
@@ -47,7 +47,7 @@ class ResidentWeights:
 class _Slot:
     """A part of the ring: its memory, and what is on its way there or has arrived."""
 
-    buffer: AlignedBuffer
+    buffer: Buffer
     point: Point
     transfer: Transfer
 
@@ -79,12 +79,13 @@ class WeightStream:
         self._images = dict(images)
         self._places = places
         self._source = source
-        size = max(image.num_bytes for image in images.values())
-        self._buffers = [AlignedBuffer(size) for _ in range(num_slots)]
+        self._layouts = {point: source.layout(image) for point, image in images.items()}
+        size = max(layout.num_bytes for layout in self._layouts.values())
+        self._buffers = [source.allocate(size) for _ in range(num_slots)]
         self._free = list(self._buffers)
         self._ahead: deque[_Slot] = deque()
         self._present: dict[Point, _Slot] = {}
-        self._staying: dict[Point, tuple[LayerImage, AlignedBuffer]] = {}
+        self._staying: dict[Point, tuple[TensorLayout, Buffer]] = {}
         self._followed: Sequence[Point] = ()
         self._order: list[Point] = []
         self._next = 0
@@ -93,6 +94,10 @@ class WeightStream:
     def bytes_per_sweep(self) -> int:
         """What a sweep reads."""
         return sum(image.read_bytes for image in self._images.values())
+
+    def part_bytes(self, point: Point) -> int:
+        """Returns what the weights of `point` take where they are used."""
+        return self._layouts[point].num_bytes
 
     def streams(self, point: Point) -> bool:
         """Whether the weights of `point` are brought in every sweep."""
@@ -127,7 +132,7 @@ class WeightStream:
             raise
         self._ahead.popleft()
         self._present[point] = slot
-        self._put(self._images[point], slot.buffer)
+        self._put(self._layouts[point], slot.buffer)
 
     def drop(self, point: Point) -> None:
         slot = self._present.pop(point, None)
@@ -135,6 +140,7 @@ class WeightStream:
             return
         for tensor in self._images[point].tensors:
             self._places.take_out(tensor.name, tensor.shape, tensor.dtype)
+        slot.buffer.end_use()
         self._free.append(slot.buffer)
         self._read_ahead()
 
@@ -147,10 +153,12 @@ class WeightStream:
         self._restart(None)
         self._followed = ()
         for point in points:
-            image = self._images[point]
-            buffer = AlignedBuffer(image.num_bytes)
-            self._source.begin(point, image, buffer).wait()
-            self._staying[point] = (self._images.pop(point), buffer)
+            buffer = self._source.allocate(self._layouts[point].num_bytes)
+            transfer = self._source.begin(point, self._images[point], buffer)
+            transfer.settle()
+            transfer.wait()
+            self._staying[point] = (self._layouts[point], buffer)
+            del self._images[point]
 
     def close(self) -> None:
         """Gives all memory back; the model has no weights from here on."""
@@ -164,11 +172,15 @@ class WeightStream:
 
     def _restart(self, point: Point | None) -> None:
         """Gives up what is on its way or was left by a failed sweep, and begins again at `point`, if there is one."""
+        for slot in self._present.values():
+            slot.transfer.settle()
         self._present.clear()
         while self._ahead:
             self._ahead[0].transfer.settle()  # the memory must not be read into any more
             self._ahead.popleft()
         self._free = list(self._buffers)  # those, too, that a Ctrl-C left between two places
+        for buffer in self._free:
+            buffer.end_use()  # what a failed sweep has given to a device may be looking at them yet
         if point is not None:
             self._next = self._order.index(point)
             self._read_ahead()
@@ -181,7 +193,7 @@ class WeightStream:
             self._ahead.append(_Slot(self._free.pop(), point, transfer))
             self._next = (self._next + 1) % len(self._order)
 
-    def _put(self, image: LayerImage, buffer: AlignedBuffer) -> None:
-        for tensor in image.tensors:
+    def _put(self, layout: TensorLayout, buffer: Buffer) -> None:
+        for tensor in layout.tensors:
             value = buffer.tensor(tensor.offset, tensor.shape, getattr(torch, tensor.dtype))
             self._places.put(tensor.name, value)

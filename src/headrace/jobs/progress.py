@@ -115,6 +115,12 @@ def report_table(report: JobReport) -> Table:
         table.add_row("time to first token, median", format_seconds(report.ttft_seconds))
     if report.tpot_seconds is not None:
         table.add_row("time per further token, median", format_seconds(report.tpot_seconds))
+    if report.num_preemptions:
+        table.add_row(
+            "rows that lost their KV for a time",
+            f"{report.num_preemptions:,} ({report.num_moved_down:,} moved, "
+            f"{report.num_preemptions - report.num_moved_down:,} computed again)",
+        )
     table.add_row("peak memory", format_bytes(report.peak_memory_bytes))
     return table
 

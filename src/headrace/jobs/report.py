@@ -27,6 +27,8 @@ class JobReport:
         wall_seconds: from the first row read to the last line written; loading the model is not in it.
         ttft_seconds: median over the answered rows of the time from entering the engine to the first token.
         tpot_seconds: median over the answered rows of the time per further token.
+        num_preemptions: how often an answered row had to give its KV up to older rows.
+        num_moved_down: how often that KV was kept below then; the other times it was computed again.
         peak_memory_bytes: the most memory the process ever held.
     """
 
@@ -38,6 +40,8 @@ class JobReport:
     wall_seconds: float
     ttft_seconds: float | None
     tpot_seconds: float | None
+    num_preemptions: int
+    num_moved_down: int
     peak_memory_bytes: int
 
     @property
@@ -56,6 +60,8 @@ class JobReport:
             "generated_tokens_per_second": self.generated_tokens_per_second,
             "ttft_seconds": self.ttft_seconds,
             "tpot_seconds": self.tpot_seconds,
+            "num_preemptions": self.num_preemptions,
+            "num_moved_down": self.num_moved_down,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
         return json.dumps(figures, indent=2) + "\n"
@@ -76,6 +82,8 @@ class JobTally:
         self._num_truncated = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
+        self._num_preemptions = 0
+        self._num_moved_down = 0
         self._ttft = array("d")
         self._tpot = array("d")
 
@@ -92,6 +100,8 @@ class JobTally:
         self._generated_tokens += sum(len(answer.token_ids) for answer in output.outputs)
         self._num_truncated += any(answer.finish_reason == "length" for answer in output.outputs)
         if output.metrics is not None:
+            self._num_preemptions += output.metrics.num_preemptions
+            self._num_moved_down += output.metrics.num_moved_down
             self._ttft.append(output.metrics.ttft_seconds)
             if output.metrics.tpot_seconds is not None:
                 self._tpot.append(output.metrics.tpot_seconds)
@@ -107,6 +117,8 @@ class JobTally:
             wall_seconds=self._clock() - self._start,
             ttft_seconds=statistics.median(self._ttft) if self._ttft else None,
             tpot_seconds=statistics.median(self._tpot) if self._tpot else None,
+            num_preemptions=self._num_preemptions,
+            num_moved_down=self._num_moved_down,
             peak_memory_bytes=peak_resident_bytes(),
         )
 

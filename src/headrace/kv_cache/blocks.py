@@ -89,6 +89,10 @@ class BlockPool:
             del self._idle[block]
             self._free.append(block)
 
+    def free_blocks(self) -> list[int]:
+        """Returns the blocks that hold nothing."""
+        return list(self._free)
+
     def oldest_idle(self) -> int:
         """Returns the block that has been without a user for longest."""
         assert self._idle, "no block is idle"

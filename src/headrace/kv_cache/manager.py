@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from headrace.kv_cache.blocks import BlockCopy, BlockPool
 from headrace.kv_cache.groups import KVGroup
+from headrace.kv_cache.parking import BlockMove, Parked, ParkingLot
 from headrace.kv_cache.prefix_tree import ABSENT, Node, PrefixTree
 from headrace.kv_cache.sequence_blocks import SequenceBlocks
 from headrace.kv_cache.tables import BlockTable, make_table
@@ -15,7 +17,7 @@ from headrace.kv_cache.tables import BlockTable, make_table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefixHit:
-    """What a sequence need not compute: its first `num_tokens` tokens, once the sweep has made the copies."""
+    """What a sequence need not compute: its first `num_tokens` tokens, once the sweep has made copies and moves."""
 
     num_tokens: int
     copies: tuple[BlockCopy, ...] = ()
@@ -29,6 +31,12 @@ class KVCacheManager:
 
     where one sweep is all that lies between two commits. What a sweep adds can be shared at once, by sequences that
     begin while the same sweep is made and run after it; `abandon` takes all of it back, last sequence first.
+
+    A sequence that has to leave can be parked, with its KV in the tier below:
+
+        park ─▶ free ─▶ begin ─▶ bring_up ─▶ commit        its places below are free again
+                  │       └──▶ abandon ─▶ free             it is parked as before
+                  └──▶ unpark                              nothing of it is left
 
     Attributes:
         groups: the groups, by group_id.
@@ -69,16 +77,22 @@ class KVCacheManager:
         self._snapshot_tokens = snapshot_tokens
         self._tree = PrefixTree(self.groups, self.pools, block_tokens)
         self._sequences: dict[int, SequenceBlocks] = {}
+        self._parked = ParkingLot([0] * len(num_blocks))
+        self._returning: dict[int, Parked] = {}
 
     def begin(self, sequence_id: int, token_ids: Sequence[int], salt: str = "") -> PrefixHit:
         """Gives a sequence the longest prefix of its tokens that all groups have, at most all tokens but the last.
 
         Whole blocks are shared, also those that the sweep in the making has yet to compute; of a block that agrees only
-        in part, the agreeing tokens are copied. Sequences of different `salt` share nothing.
+        in part, the agreeing tokens are copied. Sequences of different `salt` share nothing. A sequence that is parked
+        and has more below gets all of that, as soon as `bring_up` has been called.
         """
         assert sequence_id not in self._sequences, f"sequence {sequence_id} has begun already"
         root = self._tree.root(salt) if self._shares else None
         path = self._tree.match(root, token_ids, len(token_ids) - 1) if root else []
+        parked = self._parked.find(sequence_id)
+        if parked is not None and len(path) * self.block_tokens < parked.num_tokens:
+            return self._begin_parked(sequence_id, parked, root, token_ids)
         tables = [
             make_table(group, self.pools[group.group_id], self.block_tokens, self._share(group, path))
             for group in self.groups
@@ -88,6 +102,72 @@ class KVCacheManager:
         self._sequences[sequence_id] = sequence
         copies = self._copy_part_of_block(sequence, token_ids)
         return PrefixHit(num_tokens=sequence.num_tokens, copies=copies)
+
+    def _begin_parked(self, sequence_id: int, parked: Parked, root: Node | None, token_ids: Sequence[int]) -> PrefixHit:
+        path = self._tree.path_in_full_groups(root, token_ids, parked.num_tokens) if root else []
+        tables = [
+            make_table(
+                group, self.pools[group.group_id], self.block_tokens, self._share_with(group, path, parked.num_tokens)
+            )
+            for group in self.groups
+        ]
+        node, num_tokens = path[-1] if path else root, len(path) * self.block_tokens
+        self._sequences[sequence_id] = SequenceBlocks(self._tree, tables, node, num_tokens)
+        self._returning[sequence_id] = parked
+        return PrefixHit(num_tokens=parked.num_tokens)
+
+    def _share_with(self, group: KVGroup, path: Sequence[Node], num_tokens: int) -> list[int]:
+        """Acquires of what a sequence of `num_tokens` tokens needs the leading part that is along `path`."""
+        if group.kind == "state":
+            return []
+        first = group.first_needed_block(num_tokens, self.block_tokens)
+        blocks = [node.blocks[group.group_id] for node in path[first:]]
+        blocks = list(takewhile(lambda block: block != ABSENT, blocks))
+        for block in blocks:
+            self.pools[group.group_id].acquire(block)
+        return [ABSENT] * first + blocks
+
+    def bring_up(self, sequence_id: int, token_ids: Sequence[int]) -> tuple[BlockMove, ...]:
+        """Allocates what a parked sequence that has begun lacks, in room that `can_admit` has found.
+
+        The prefix tree gets it, too: who begins later in the same sweep can share it.
+
+        Returns:
+            What has to come up before the sweep starts; nothing for a sequence of which all is here.
+        """
+        sequence, parked = self._sequences[sequence_id], self._returning.pop(sequence_id, None)
+        if parked is None:
+            return ()
+        return tuple(
+            BlockMove(group=group_id, block=block, place=parked.places[group_id][index])
+            for group_id, blocks in enumerate(sequence.take_in(parked.num_tokens, token_ids))
+            for index, block in blocks.items()
+        )
+
+    def open_parking(self, num_places: Sequence[int]) -> None:
+        """Gives the cache room below: for so many blocks of each group. In the beginning it has none."""
+        self._parked = ParkingLot(num_places)
+
+    def close_parking(self) -> None:
+        """Forgets what is below of all sequences, and parks no more of them."""
+        self._parked = ParkingLot([0] * len(self.pools))
+
+    def can_park(self, sequence_id: int) -> bool:
+        """Whether the tier below has room for what a sequence has."""
+        return self._parked.has_room(self._sequences[sequence_id].needed())
+
+    def park(self, sequence_id: int) -> tuple[BlockMove, ...]:
+        """Takes room below for a sequence that has nothing pending; to be freed next.
+
+        Returns:
+            What has to go down before its blocks are written again.
+        """
+        sequence = self._sequences[sequence_id]
+        return self._parked.park(sequence_id, sequence.num_tokens, sequence.needed())
+
+    def unpark(self, sequence_id: int) -> None:
+        """Forgets what is below of a sequence, if anything is."""
+        self._parked.release(sequence_id)
 
     def _share(self, group: KVGroup, path: Sequence[Node]) -> list[int]:
         """Acquires what a sequence needs to go on after `path`; what it does not need is ABSENT."""
@@ -169,6 +249,7 @@ class KVCacheManager:
     def commit(self, sequence_id: int) -> None:
         """Makes permanent what this sweep computed; blocks that no later token reads are released."""
         self._sequences[sequence_id].commit()
+        self._parked.release(sequence_id)
 
     def abandon(self, sequence_id: int) -> None:
         """Takes back everything since the last commit. Of several sequences, the last one goes first.
@@ -179,7 +260,14 @@ class KVCacheManager:
 
     def free(self, sequence_id: int) -> None:
         """Forgets a sequence that has nothing pending; the prefix tree keeps what it got until room is needed."""
+        self._returning.pop(sequence_id, None)
         self._sequences.pop(sequence_id).free()
+
+    def drop_unused(self) -> list[list[int]]:
+        """Forgets all that no sequence uses, and returns the blocks of each group that hold nothing then."""
+        for group_id, pool in enumerate(self.pools):
+            self._tree.make_room(group_id, pool.num_available)
+        return [pool.free_blocks() for pool in self.pools]
 
     def check_integrity(self) -> None:
         """Compares every count with what sequences and tree really use.
@@ -187,7 +275,7 @@ class KVCacheManager:
         Raises:
             AssertionError: says all the numbers that do not add up.
         """
-        faults = self._tree.check_integrity()
+        faults = self._tree.check_integrity() + self._parked.check_integrity()
         for group_id, pool in enumerate(self.pools):
             uses: Counter[int] = Counter()
             for sequence in self._sequences.values():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from headrace.attention.ragged import KVPages
 from headrace.kv_cache.blocks import BlockCopy
+from headrace.storage.zero_pages import give_back_pages
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """(shape, dtype) -> zeros, charged to whoever pays. Zeros, not garbage: padding is read, and masked by 0 * value."""
@@ -101,6 +103,26 @@ class KVPools:
         assert isinstance(memory, StateSlots), f"layer {layer} keeps keys and values, not a state"
         return memory
 
+    def tensors(self, group: int) -> list[Tensor]:
+        """Returns all that is kept here of a group, layer after layer: keys, then values, or a state's two parts.
+
+        The first dimension of each is that of the blocks.
+        """
+        found: list[Tensor] = []
+        for memory in self._members[group]:
+            if isinstance(memory, StateSlots):
+                found += [memory.conv, memory.recurrent]
+            else:
+                found += [memory.keys] if memory.values is None else [memory.keys, memory.values]
+        return found
+
+    def give_back(self, blocks: Sequence[Sequence[int]]) -> None:
+        """Lets go of the host memory of blocks that hold nothing, given by group; they are zeros from then on."""
+        for group, members in enumerate(blocks):
+            for tensor in self.tensors(group):
+                for first, end in _runs(members):
+                    give_back_pages(tensor, first, end)
+
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Makes the copies that a sweep asks for before it starts."""
         for copy in copies:
@@ -111,3 +133,11 @@ class KVPools:
                     memory.keys[copy.target] = memory.keys[copy.source]
                     if memory.values is not None:
                         memory.values[copy.target] = memory.values[copy.source]
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yields where consecutive numbers begin, and where they end."""
+    ordered = sorted(numbers)
+    breaks = [index for index in range(1, len(ordered)) if ordered[index] != ordered[index - 1] + 1]
+    for first, end in pairwise([0, *breaks, len(ordered)] if ordered else []):
+        yield ordered[first], ordered[end - 1] + 1

@@ -89,6 +89,18 @@ class PrefixTree:
                 depth = len(path)
         return path[:depth]
 
+    def path_in_full_groups(self, root: Node, token_ids: Sequence[int], max_tokens: int) -> list[Node]:
+        """Returns the longest path along `token_ids[:max_tokens]` whose nodes have a block in every full group."""
+        path: list[Node] = []
+        full = [group.group_id for group in self._groups if group.kind == "full"]
+        for stop in range(self.block_tokens, max_tokens + 1, self.block_tokens):
+            node = path[-1] if path else root
+            child = node.children.get(tuple(token_ids[stop - self.block_tokens : stop]))
+            if child is None or any(child.blocks[group_id] == ABSENT for group_id in full):
+                break
+            path.append(child)
+        return path
+
     def closest_child(self, node: Node, tokens: tuple[int, ...]) -> PartialMatch | None:
         """Returns the child that agrees with `tokens` for longest; None if none agrees in even one token."""
         place = bisect_left(node.sorted_children, tokens)

@@ -80,6 +80,26 @@ class SequenceBlocks:
         self.full_at = self._full_at()
         self._changed()
 
+    def needed(self) -> list[dict[int, int]]:
+        """Returns the blocks of each group that the next token or a later one reads, by their index in the table."""
+        return [table.needed(self.num_tokens) for table in self.tables]
+
+    def take_in(self, num_tokens: int, token_ids: Sequence[int]) -> list[dict[int, int]]:
+        """Allocates what is lacking to have `num_tokens` tokens, in room that is there; the tree gets what it lacks.
+
+        Returns:
+            The new blocks of each group, by their index in the table; the caller has them filled.
+        """
+        present = [table.needed(num_tokens) for table in self.tables]
+        self.allocate(num_tokens)
+        for table in self.tables:
+            table.commit(num_tokens)
+        self.give_full_blocks(token_ids)
+        return [
+            {index: block for index, block in table.needed(num_tokens).items() if index not in had}
+            for table, had in zip(self.tables, present, strict=True)
+        ]
+
     def give_full_blocks(self, token_ids: Sequence[int]) -> None:
         """Gives the tree what it lacks of the blocks that have filled, and adopts what it has."""
         node = self.node
@@ -93,9 +113,11 @@ class SequenceBlocks:
             self.node = node = child
 
     def _give_or_adopt(self, node: Node, group_id: int, table: BlockTable, index: int) -> None:
-        block = node.blocks[group_id]
+        own, block = table.block(index), node.blocks[group_id]
+        if own == ABSENT:  # it lies before the window of a sequence that came up again
+            return
         if block == ABSENT:
-            self._give(node, group_id, table.block(index))
+            self._give(node, group_id, own)
         else:
             table.pool.acquire(block)
             self._adopted.append((table, index, block))

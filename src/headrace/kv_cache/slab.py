@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from headrace.attention.ragged import KVPages
 from headrace.kv_cache.pools import PageShape
-from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above
+from headrace.storage.aligned import PAGE_BYTES, pages_above
+from headrace.storage.link import Buffer
+
+Span = tuple[int, int]
+"""(first byte, end) in a slab."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,42 +48,46 @@ class BlockRecord:
 
 
 class Slab:
-    """Holds up to `num_blocks` blocks: all their keys first, then all their values."""
+    """Holds up to `num_blocks` blocks: all their keys first, then all their values.
 
-    def __init__(self, num_blocks: int, records: set[BlockRecord]) -> None:
+    Attributes:
+        buffer: the memory.
+    """
+
+    def __init__(self, num_blocks: int, records: set[BlockRecord], allocate: Callable[[int], Buffer]) -> None:
         """Takes memory for the largest of `records`; other layers' fit as well."""
         self._num_blocks = num_blocks
-        self._buffer = AlignedBuffer(slab_bytes(num_blocks, records))
+        self.buffer = allocate(slab_bytes(num_blocks, records))
         self._pages = {record: self._view(record) for record in records}
 
     def pages(self, record: BlockRecord) -> KVPages:
         """Returns the memory as pages of a layer's blocks."""
         return self._pages[record]
 
-    def views(self, record: BlockRecord, first: int, end: int) -> list[memoryview]:
+    def spans(self, record: BlockRecord, first: int, end: int) -> list[Span]:
         """Returns where the records of blocks `first` to `end` belong, in the order of a record's parts."""
-        keys, values, memory = record.key_bytes, record.value_bytes, self._buffer.bytes
+        keys, values = record.key_bytes, record.value_bytes
         if not values:
-            return [memory[first * keys : end * keys]]
+            return [(first * keys, end * keys)]
         start = self._values_start(record)
-        parts = []
+        spans = []
         for block in range(first, end):
-            parts.append(memory[block * keys : (block + 1) * keys])
-            parts.append(memory[start + block * values : start + (block + 1) * values])
-        return parts
+            spans.append((block * keys, (block + 1) * keys))
+            spans.append((start + block * values, start + (block + 1) * values))
+        return spans
 
     def close(self) -> None:
         """Gives the memory back."""
         self._pages.clear()
-        self._buffer.close()
+        self.buffer.close()
 
     def _view(self, record: BlockRecord) -> KVPages:
         shape = record.shape
         pages = (self._num_blocks, shape.num_kv_heads, record.block_tokens)
         start = self._values_start(record)
         return KVPages(
-            keys=self._buffer.tensor(0, (*pages, shape.key_width), record.dtype),
-            values=None if shape.latent else self._buffer.tensor(start, (*pages, shape.value_width), record.dtype),
+            keys=self.buffer.tensor(0, (*pages, shape.key_width), record.dtype),
+            values=None if shape.latent else self.buffer.tensor(start, (*pages, shape.value_width), record.dtype),
             value_width=shape.value_width,
         )
 

@@ -2,66 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.kv_cache.slab import Slab, Span
 from headrace.storage.aligned import AlignedBuffer
+from headrace.storage.link import Link, Part
 from headrace.storage.scratch_file import Piece, ScratchFile
-from headrace.storage.simulated_device import SimulatedLink, poison
 from headrace.storage.transfer import Transfer
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlabPiece:
+    """Consecutive bytes of a store from `offset` on, and the parts of a slab that they fill or come from, in order."""
+
+    offset: int
+    spans: Sequence[Span]
+
+
 class KVStore(Protocol):
-    """Bytes by their offset, brought to the memory of pieces and back."""
+    """Bytes by their offset, brought to slabs and back."""
 
-    def read(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        """Begins to fill the memory of all pieces."""
+    def read(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        """Begins to fill all pieces of `slab`."""
 
-    def write(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        """Begins to store the memory of all pieces, which must not change before the transfer is complete."""
+    def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        """Begins to store all pieces of `slab`, which must not change before the transfer is complete."""
 
     def close(self) -> None:
         """Gives memory and disk back; a second call does nothing."""
 
 
-class HostStore:
-    """Host memory behind a device's link. Pages that are not used take none."""
-
-    def __init__(self, link: SimulatedLink, num_bytes: int) -> None:
-        self._link = link
-        self._memory = AlignedBuffer(num_bytes)
-
-    def read(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        return self._link.upload(what, [(view, own) for view, own in self._pairs(pieces)])
-
-    def write(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        return self._link.download(what, [(own, view) for view, own in self._pairs(pieces)])
-
-    def close(self) -> None:
-        self._memory.close()
-
-    def _pairs(self, pieces: Sequence[Piece]) -> Iterator[tuple[memoryview, memoryview]]:
-        for piece in pieces:
-            offset = piece.offset
-            for view in piece.views:
-                yield view, self._memory.bytes[offset : offset + len(view)]
-                offset += len(view)
-
-
-class FileBehindLink:
-    """A file whose bytes pass a device's link, too: what is on its way holds NaN."""
+class FileStore:
+    """A file right below memory."""
 
     def __init__(self, file: ScratchFile) -> None:
         self._file = file
 
-    def read(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        for piece in pieces:
-            for view in piece.views:
-                poison(view)
-        return self._file.read(what, pieces)
+    def read(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        return self._file.read(what, _file_pieces(_own_memory(slab), pieces))
 
-    def write(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        return self._file.write(what, pieces)
+    def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        return self._file.write(what, _file_pieces(_own_memory(slab), pieces))
 
     def close(self) -> None:
         self._file.close()
+
+
+class HostStore:
+    """Host memory behind a device's link."""
+
+    def __init__(self, link: Link, num_bytes: int) -> None:
+        self._link = link
+        self._memory = link.host_memory(num_bytes)
+
+    def read(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        return self._link.upload(what, slab.buffer, self._parts(pieces))
+
+    def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        return self._link.download(what, slab.buffer, self._parts(pieces))
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def _parts(self, pieces: Sequence[SlabPiece]) -> list[Part]:
+        parts = []
+        for piece in pieces:
+            offset = piece.offset
+            for start, end in piece.spans:
+                parts.append((start, self._memory.bytes[offset : offset + end - start]))
+                offset += end - start
+        return parts
+
+
+class FileBehindLink:
+    """A file below the host of a device. What is on its way passes a mirror of the slab in the host's memory.
+
+    A slab's mirror is in one transfer's use at a time, since the slab is: what comes next for the slab waits for it.
+    """
+
+    def __init__(self, file: ScratchFile, link: Link) -> None:
+        """A mirror, as large as the slab, is taken when a slab is first seen."""
+        self._file = file
+        self._link = link
+        self._mirrors: dict[Slab, AlignedBuffer] = {}
+
+    def read(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        mirror = self._mirror(slab)
+        arrived = self._file.read(what, _file_pieces(mirror, pieces))
+        return self._link.upload(what, slab.buffer, _mirrored(mirror, pieces), after=arrived)
+
+    def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
+        mirror = self._mirror(slab)
+        arrived = self._link.download(what, slab.buffer, _mirrored(mirror, pieces))
+        return self._file.write(what, _file_pieces(mirror, pieces), after=arrived)
+
+    def close(self) -> None:
+        self._file.close()
+        while self._mirrors:
+            self._mirrors.popitem()[1].close()
+
+    def _mirror(self, slab: Slab) -> AlignedBuffer:
+        if slab not in self._mirrors:
+            self._mirrors[slab] = self._link.host_memory(slab.buffer.num_bytes)
+        return self._mirrors[slab]
+
+
+def _own_memory(slab: Slab) -> AlignedBuffer:
+    assert isinstance(slab.buffer, AlignedBuffer), "a file fills host memory only"
+    return slab.buffer
+
+
+def _file_pieces(memory: AlignedBuffer, pieces: Sequence[SlabPiece]) -> list[Piece]:
+    return [
+        Piece(offset=piece.offset, views=[memory.bytes[start:end] for start, end in piece.spans]) for piece in pieces
+    ]
+
+
+def _mirrored(mirror: AlignedBuffer, pieces: Sequence[SlabPiece]) -> list[Part]:
+    """The pieces at equal places in slab and mirror; neighbours go together, which files, with their order, cannot."""
+    parts: list[Span] = []
+    for start, end in sorted(span for piece in pieces for span in piece.spans):
+        if parts and parts[-1][1] == start:
+            parts[-1] = (parts[-1][0], end)
+        else:
+            parts.append((start, end))
+    return [(start, mirror.bytes[start:end]) for start, end in parts]

@@ -52,6 +52,11 @@ class BlockTable:
         for _ in range(num_blocks):
             self._blocks.append(self.pool.allocate())
 
+    def needed(self, num_computed: int) -> dict[int, int]:
+        """Returns the committed blocks that a token at position `num_computed`, or one after it, reads, by index."""
+        first = self._group.first_needed_block(num_computed, self._block_tokens)
+        return dict(enumerate(self._blocks[first : self._num_committed], first))
+
     def view(self) -> tuple[int, ...]:
         """Returns the table as chunks have it."""
         return tuple(self._blocks)
@@ -117,6 +122,10 @@ class StateTable:
         """Allocates the targets of so many chunks."""
         for _ in range(num_slots):
             self._targets.append(self.pool.allocate())
+
+    def needed(self, num_computed: int) -> dict[int, int]:
+        """Returns the current slot, as number 0; nothing for the zero state."""
+        return {} if self._current == ABSENT else {0: self._current}
 
     def view(self) -> tuple[int, ...]:
         """Returns (source, target) of the last chunk."""

@@ -63,4 +63,4 @@ def slow_dtype_note(dtype: torch.dtype, device: torch.device) -> str:
     """Returns a hint where float32 would be faster."""
     if not is_slow(dtype, device):
         return ""
-    return "; this CPU has no instructions for that dtype: --dtype float32 is several times faster in twice the memory"
+    return "; this CPU has no instructions for it: with few rows --dtype float32 is faster, in twice the memory"

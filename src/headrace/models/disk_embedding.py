@@ -1,4 +1,5 @@
-"""A token embedding whose table stays on disk: the rows of a micro-batch's tokens are read when it runs."""
+"""A token embedding whose table stays on disk: the rows of a micro-batch's tokens are read when it runs,
+and sent to the device that computes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from headrace.models.weight_map import ParameterSource
 class DiskEmbedding(nn.Module):
     """Runs the model's own embedding over a table of just the rows that are needed."""
 
-    def __init__(self, real: nn.Module, source: ParameterSource, reader: RangeReader) -> None:
+    def __init__(
+        self, real: nn.Module, source: ParameterSource, reader: RangeReader, device: torch.device | None = None
+    ) -> None:
+        """`device` computes; the CPU if it is not given."""
         super().__init__()
         assert isinstance(source.content, Gather), f"{source.name} has to be built first"
         (run,) = source.content.runs()
@@ -23,6 +27,7 @@ class DiskEmbedding(nn.Module):
         self.row_bytes = source.num_bytes // source.shape[0]
         self.width, self.dtype = source.shape[1], getattr(torch, source.dtype)
         self.reader = reader
+        self.device = device or torch.device("cpu")
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         found: Tensor | nn.Module = getattr(self.__dict__["real"], name)
@@ -35,7 +40,7 @@ class DiskEmbedding(nn.Module):
             CheckpointError: the file is gone, ends too early, or has changed.
         """
         real = self.__dict__["real"]
-        needed, places = torch.unique(token_ids, return_inverse=True)
+        needed, places = torch.unique(token_ids.cpu(), return_inverse=True)
         table = torch.empty((len(needed), self.width), dtype=self.dtype)
         flat = table.view(-1).view(torch.uint8).numpy().data
         numbers = needed.tolist()
@@ -46,15 +51,17 @@ class DiskEmbedding(nn.Module):
                 self.reader.read_into(self.file, first, flat[start * self.row_bytes : (index + 1) * self.row_bytes])
                 start = index + 1
         whole = real._parameters["weight"]
-        real._parameters["weight"] = nn.Parameter(table, requires_grad=False)
+        real._parameters["weight"] = nn.Parameter(table.to(self.device), requires_grad=False)
         try:
-            return real(places)
+            return real(places.to(self.device))
         finally:
             real._parameters["weight"] = whole
 
 
-def keep_embedding_on_disk(model: PreTrainedModel, source: ParameterSource, reader: RangeReader) -> None:
+def keep_embedding_on_disk(
+    model: PreTrainedModel, source: ParameterSource, reader: RangeReader, device: torch.device | None = None
+) -> None:
     """Puts a `DiskEmbedding` in the place of the model's token embedding, whose only parameter `source` is."""
     real: ForeignModule = model.get_input_embeddings()
     real.padding_idx = None  # torch would hold it against the smaller table; it matters for gradients alone
-    model.set_input_embeddings(DiskEmbedding(real, source, reader))
+    model.set_input_embeddings(DiskEmbedding(real, source, reader, device))

@@ -7,6 +7,7 @@ form (dtype, transposed, interleaved) has no image until a copy of it was built 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +24,8 @@ _LARGEST_GAP = 64 * KIB
 _SMALLEST_RUN = 64 * KIB
 """Tensors in smaller pieces than this are built once rather than gathered each time."""
 _ALIGNMENT = 64
+_DEVICE_ALIGNMENT = 256
+"""What devices' own allocators give, and their fastest kernels ask for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,19 @@ class ImageTensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorLayout:
+    """Where tensors lie in memory of `num_bytes`."""
+
+    num_bytes: int
+    tensors: tuple[ImageTensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +68,20 @@ class LayerImage:
     def read_bytes(self) -> int:
         """Bytes that one reading of the image takes from the disk, but for the rest of pages at the ends."""
         return sum(part.num_bytes for part in self.ranges)
+
+    @property
+    def layout(self) -> TensorLayout:
+        """Where its tensors lie once it was read."""
+        return TensorLayout(num_bytes=self.num_bytes, tensors=self.tensors)
+
+
+def aligned_layout(image: LayerImage) -> TensorLayout:
+    """Places an image's tensors for a device: one behind the other, without what lies between them in the files."""
+    tensors, end = [], 0
+    for tensor in image.tensors:
+        tensors.append(replace(tensor, offset=end))
+        end += -(-tensor.num_bytes // _DEVICE_ALIGNMENT) * _DEVICE_ALIGNMENT
+    return TensorLayout(num_bytes=end, tensors=tuple(tensors))
 
 
 def can_be_read(source: ParameterSource) -> bool:

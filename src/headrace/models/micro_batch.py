@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import ReferenceType
 
 from torch import Tensor
 
@@ -42,6 +43,8 @@ class MicroBatchContext:
         brought: per layer whose KV lives elsewhere, while it is here: pages, and a layout that names their blocks.
         routing: per layer at whose experts the micro-batch waits: (T, k), which experts each token goes to.
         experts: per layer whose experts live elsewhere, from their arrival until they run: those of `routing`.
+        waiting: what it goes on with, while it waits.
+        embedded: its embedded tokens, which many models keep to the end of their layers.
     """
 
     token_ids: Tensor
@@ -55,11 +58,22 @@ class MicroBatchContext:
     brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
     routing: dict[int, Tensor] = field(default_factory=dict)
     experts: dict[int, ExpertTensors] = field(default_factory=dict)
+    waiting: list[Tensor] = field(default_factory=list)
+    embedded: list[ReferenceType[Tensor]] = field(default_factory=list)
 
-    def reach(self, point: Point) -> None:
-        """Waits at `point`, if that is one of `waits`."""
+    def reach(self, point: Point, waiting: Tensor | None = None) -> None:
+        """Waits at `point`, if that is one of `waits`; goes on with `waiting` then."""
         if point in self.waits:
-            suspend(point)
+            if waiting is not None:
+                self.waiting.append(waiting)
+            try:
+                suspend(point)
+            finally:
+                self.waiting.clear()
+
+    def kept(self) -> list[Tensor]:
+        """Returns the activations that it keeps while it waits before a layer, and does not look at."""
+        return [*self.waiting, *(tensor for tensor in (own() for own in self.embedded) if tensor is not None)]
 
     def route(self, layer: int, chosen: Tensor) -> ExpertTensors | None:
         """Waits until the experts in `chosen` (T, k) are there; returns them, or None where the module has them all."""

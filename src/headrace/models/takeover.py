@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,16 @@ class _StandIn(nn.Module):
         return self.__dict__["real"](*args, **kwargs)
 
 
+class _EmbeddingStandIn(_StandIn):
+    """Waits before the embedding, and notes what comes out of it, for as long as the model keeps that."""
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        result = super().forward(*args, **kwargs)
+        if isinstance(result, Tensor):
+            current().embedded.append(ref(result))
+        return result
+
+
 class _LayerStandIn(_StandIn):
     """Waits before a layer; a micro-batch may skip the layer, once another one has shown what layers return."""
 
@@ -95,10 +106,11 @@ class _LayerStandIn(_StandIn):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         point, returns = self.__dict__["point"], self.__dict__["returns"]
+        hidden = args[0] if args else kwargs["hidden_states"]
         if point.layer in current().skipped_layers:
-            hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden,) if returns.a_tuple else hidden
-        result = super().forward(*args, **kwargs)
+        current().reach(point, hidden if isinstance(hidden, Tensor) else None)
+        result = self.__dict__["real"](*args, **kwargs)
         returns.a_tuple = isinstance(result, tuple)
         return result
 
@@ -134,7 +146,7 @@ def _stand_in(model: PreTrainedModel, num_head_parts: int) -> None:
     found, returns = find_layers(model), _LayerReturns()
     stand_ins = (_LayerStandIn(layer, Point("layer", index), returns) for index, layer in enumerate(found.layers))
     setattr(found.parent, found.attribute, nn.ModuleList(stand_ins))
-    model.set_input_embeddings(_StandIn(model.get_input_embeddings(), Point("embedding")))
+    model.set_input_embeddings(_EmbeddingStandIn(model.get_input_embeddings(), Point("embedding")))
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     head = _StandIn(head, Point("head")) if num_head_parts == 1 else _HeadStandIn(head, num_head_parts)
     model.set_output_embeddings(head)  # type: ignore[no-untyped-call]

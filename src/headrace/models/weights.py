@@ -167,10 +167,11 @@ class WeightLoader:
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Moves the buffers that no checkpoint holds (rotary tables and the like) to `device`."""
+    """Moves the buffers that are there (rotary tables and the like) to `device`; others come with their layer."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+            if not buffer.is_meta:
+                setattr(module, name, buffer.to(device))
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from headrace.models.wide_products import products
 from headrace.planner.hardware import Hardware
 from headrace.planner.timing import best_seconds
 from headrace.storage.device_memory import device_available_bytes
@@ -17,7 +18,7 @@ _WEIGHT_BYTES = 256 * MIB
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Returns operations per second of products of 512 tokens, measured in a moment and in some 40 MiB of memory."""
-    with torch.inference_mode():
+    with torch.inference_mode(), products(dtype, device):
         weight = torch.randn(_WIDTH, _WIDTH, device=device).to(dtype)
         tokens = torch.randn(_TOKENS, _WIDTH, device=device).to(dtype)
         seconds = best_seconds(device, lambda: torch.nn.functional.linear(tokens, weight))
@@ -29,7 +30,7 @@ def calibrate(device: torch.device, dtype: torch.dtype) -> Hardware:
 
     The best, since ideal times are to be lower bounds and other work on the machine only ever adds to a round.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), products(dtype, device):
         first = torch.randn(4 * _WIDTH, _WIDTH, device=device).to(dtype)
         weights = [first.clone() for _ in range(_WEIGHT_BYTES // first.nbytes)]
         many = torch.randn(_TOKENS, _WIDTH, dtype=dtype, device=device)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from headrace.models.wide_products import products
 from headrace.planner.calibration_record import MatrixRate
 from headrace.planner.timing import best_seconds
 from headrace.units import MIB
@@ -32,7 +33,7 @@ def measure_matrices(
     Takes up to 200 MiB, and some tenths of a second for each.
     """
     for rows, columns in shapes:
-        with torch.inference_mode():
+        with torch.inference_mode(), products(dtype, device):
             yield from _measure_shape(device, dtype, rows, columns)
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 from headrace.kv_cache.manager import PrefixHit
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.sequence import Sequence
-from headrace.scheduler.sweep import Chunk, MicroBatch, Sweep
+from headrace.scheduler.sweep import BlockMove, Chunk, MicroBatch, Sweep
 
 
 class SweepDraft:
@@ -38,6 +38,9 @@ class SweepDraft:
         self._prefills: list[Chunk] = []
         self.stops: dict[Sequence, int] = {}
         self.admitted: dict[Sequence, PrefixHit] = {}
+        self.parked: dict[Sequence, tuple[BlockMove, ...]] = {}
+        self.num_prefix_hit_tokens = 0
+        self._moves_up: list[BlockMove] = []
 
     @property
     def has_room_to_prefill(self) -> bool:
@@ -52,9 +55,15 @@ class SweepDraft:
         """Returns how many tokens the micro-batch takes in which the next chunk begins."""
         return self._micro_batch_tokens - self._position % self._micro_batch_tokens
 
-    def admit(self, sequence: Sequence, hit: PrefixHit) -> None:
-        """Notes that a sequence begins to run in this sweep, after what the cache had of it."""
+    def park(self, sequence: Sequence, moves: tuple[BlockMove, ...]) -> None:
+        """Notes that a sequence lost its blocks to this sweep, and where their content goes."""
+        self.parked[sequence] = moves
+
+    def admit(self, sequence: Sequence, hit: PrefixHit, moves_up: tuple[BlockMove, ...]) -> None:
+        """Notes that a sequence begins to run in this sweep, after what the cache had of it, here and below."""
         self.admitted[sequence] = hit
+        self._moves_up += moves_up
+        self.num_prefix_hit_tokens += 0 if moves_up else hit.num_tokens
 
     def add(self, sequence: Sequence, chunk: Chunk) -> None:
         """Takes the next chunk of a sequence."""
@@ -81,9 +90,12 @@ class SweepDraft:
             room -= num_tokens
             room_in_blocks -= num_blocks
         if not micro_batches:
+            assert not self.parked, "a sequence lost its blocks to nobody"
             return None
         return Sweep(
             sweep_id=sweep_id,
             micro_batches=tuple(MicroBatch(chunks=tuple(chunks)) for chunks in micro_batches),
             copies=tuple(copy for hit in self.admitted.values() for copy in hit.copies),
+            moves_down=tuple(move for moves in self.parked.values() for move in moves),
+            moves_up=tuple(self._moves_up),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 
 from headrace.kv_cache.manager import KVCacheManager
@@ -18,25 +19,38 @@ class Scheduler:
 
     Sequences run in the order of their arrival: whoever runs came before whoever waits. A sweep takes one token of
     every sequence that decodes, then chunks of the prompts that are under way, then new prompts, until its limits are
-    reached. When blocks run out, the youngest sequence that runs loses its own, returns to the front of those that
-    wait, and is computed again later; the oldest always gets what it needs, so every sequence ends.
+    reached. When blocks run out, the youngest sequence that runs loses its own and returns to the front of those that
+    wait; later its KV is moved up again from the tier below, or else computed again. The oldest always gets what it
+    needs, so every sequence ends.
 
     Attributes:
         limits: bounds of the next sweep; may be replaced between sweeps.
         num_preemptions: how often a sequence lost its blocks.
+        num_moved_down: how often its KV went down then.
         num_prefix_hit_tokens: tokens that were found in the cache instead of computed.
     """
 
-    def __init__(self, cache: KVCacheManager, limits: SweepLimits) -> None:
+    def __init__(
+        self, cache: KVCacheManager, limits: SweepLimits, moves_down: Callable[[int], bool] = lambda num_tokens: True
+    ) -> None:
+        """Begins without sequences.
+
+        Args:
+            moves_down: whether moving the KV of so many tokens is better than computing it again, where the cache has
+                room below; asked when a sequence loses its blocks.
+        """
         self.limits = limits
         self.num_preemptions = 0
+        self.num_moved_down = 0
         self.num_prefix_hit_tokens = 0
         self._cache = cache
+        self._moves_down = moves_down
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
         self._running: OrderedDict[int, Sequence] = OrderedDict()
         self._rejected: list[Rejection] = []
         self._num_sweeps = 0
         self._draft: SweepDraft | None = None
+        self._sheds = False
 
     @property
     def num_waiting(self) -> int:
@@ -58,6 +72,9 @@ class Scheduler:
         """Returns what runs next, to be committed or abandoned before the next call; None if nothing is left to run."""
         assert self._draft is None, "the sweep before was neither committed nor abandoned"
         draft = self._begin_draft()
+        if self._sheds and len(self._running) > 1:
+            self._preempt(draft, next(reversed(self._running.values())))
+        self._sheds = False
         self._continue_running(draft)
         self._admit_waiting(draft)
         sweep = draft.build(self._num_sweeps)
@@ -76,7 +93,10 @@ class Scheduler:
         for sequence, stop in draft.stops.items():
             self._cache.commit(sequence.sequence_id)
             sequence.num_computed = stop
-        self.num_prefix_hit_tokens += sum(hit.num_tokens for hit in draft.admitted.values())
+        self.num_prefix_hit_tokens += draft.num_prefix_hit_tokens
+        for sequence in draft.parked:
+            sequence.num_moved_down += 1
+            self.num_moved_down += 1
         sampling = [sequence for sequence in draft.stops if sequence.num_uncomputed == 0]
         for sequence in sampling:
             sequence.append(sampled[sequence.sequence_id])
@@ -87,13 +107,39 @@ class Scheduler:
     def abandon(self, sweep: Sweep) -> None:
         """Forgets a sweep that failed: its sequences are as they were before it.
 
-        Sequences that lost their blocks to it stay waiting; they only compute again.
+        Sequences that lost their blocks to it stay waiting; they only compute again, since nobody knows what of their
+        KV has arrived below.
         """
         draft = self._end_draft(sweep)
         for sequence in reversed(draft.stops):
             self._cache.abandon(sequence.sequence_id)
             if sequence in draft.admitted:
-                self._return_to_waiting(sequence)
+                self._remove(sequence)
+                self._wait_again(sequence)
+        for sequence in draft.parked:
+            self._cache.unpark(sequence.sequence_id)
+
+    def drop_unused(self) -> list[list[int]]:
+        """Forgets, between sweeps, the KV that no sequence uses; returns the blocks of each group that hold nothing."""
+        assert self._draft is None, "blocks are dropped between sweeps"
+        return self._cache.drop_unused()
+
+    def run_one_less(self) -> bool:
+        """Takes the blocks of the youngest sequence with the next sweep; from then on no more run than those before it.
+
+        Returns:
+            False if only one runs, or none: that goes on.
+        """
+        if len(self._running) < 2:
+            return False
+        self._sheds = True
+        self.limits = replace(self.limits, max_num_seqs=min(self.limits.max_num_seqs, len(self._running) - 1))
+        return True
+
+    def stop_moving(self) -> None:
+        """Moves no KV down any more, between sweeps; sequences whose KV is below compute it again."""
+        assert self._draft is None, "moving ends between sweeps"
+        self._cache.close_parking()
 
     def finish(self, sequence_id: int, reason: FinishReason) -> None:
         """Ends a sequence from outside, between sweeps: a stop string was found, or nobody wants it any more."""
@@ -102,6 +148,7 @@ class Scheduler:
         if sequence is None:
             sequence = self._running[sequence_id]
             self._remove(sequence)
+        self._cache.unpark(sequence_id)
         sequence.finish(reason)
 
     def take_rejected(self) -> list[Rejection]:
@@ -136,7 +183,7 @@ class Scheduler:
                 youngest = next(reversed(self._running.values()))
                 if youngest is sequence:
                     break  # it keeps what it has and waits for a block
-                self._preempt(youngest)
+                self._preempt(draft, youngest)
 
     def _admit_waiting(self, draft: SweepDraft) -> None:
         """Adds those that wait, first come first served, until one of them has to go on waiting."""
@@ -159,7 +206,7 @@ class Scheduler:
         sequence.num_computed = hit.num_tokens
         if not sequence.num_preemptions:
             sequence.num_prefix_hit_tokens = hit.num_tokens
-        draft.admit(sequence, hit)
+        draft.admit(sequence, hit, self._cache.bring_up(sequence.sequence_id, sequence.token_ids))
         was_added = self._add_chunks(draft, sequence)
         assert was_added, f"sequence {sequence.sequence_id} was admitted without a block for its first token"
         return True
@@ -192,14 +239,17 @@ class Scheduler:
             start = stop
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._return_to_waiting(sequence)
+    def _preempt(self, draft: SweepDraft, sequence: Sequence) -> None:
+        """Takes the blocks of the youngest sequence that runs; their content goes down where that is better."""
+        if self._moves_down(sequence.num_computed) and self._cache.can_park(sequence.sequence_id):
+            draft.park(sequence, self._cache.park(sequence.sequence_id))
+        self._remove(sequence)
+        self._wait_again(sequence)
         sequence.num_preemptions += 1
         self.num_preemptions += 1
 
-    def _return_to_waiting(self, sequence: Sequence) -> None:
-        """Frees the blocks of the youngest sequence that runs, which so becomes the first of those that wait."""
-        self._remove(sequence)
+    def _wait_again(self, sequence: Sequence) -> None:
+        """Makes a sequence that ran until now, as the youngest, the first of those that wait."""
         self._waiting[sequence.sequence_id] = sequence
         self._waiting.move_to_end(sequence.sequence_id, last=False)
         sequence.status = Status.WAITING

@@ -36,6 +36,7 @@ class Sequence:
         stop_token: the stop id that ended the generation.
         num_prefix_hit_tokens: prompt tokens that were found in the cache when the sequence first ran.
         num_preemptions: how often its blocks were taken away.
+        num_moved_down: how often their content was kept below then.
     """
 
     sequence_id: int
@@ -54,6 +55,7 @@ class Sequence:
     stop_token: int | None = field(init=False, default=None)
     num_prefix_hit_tokens: int = field(init=False, default=0)
     num_preemptions: int = field(init=False, default=0)
+    num_moved_down: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         assert self.prompt_ids, f"sequence {self.sequence_id} has no token to begin with"

@@ -1,6 +1,7 @@
 """A sweep as the scheduler hands it to the executor: who computes which tokens, and in which blocks their KV lies.
 
-    Sweep ─┬─ copies                   made before anything else
+    Sweep ─┬─ moves down, then up      of whole blocks, between the tiers, before anything else
+           ├─ copies                   within a tier, before the chunks
            └─ MicroBatch ── Chunk      one stretch of one sequence: a decoded token, or a piece of its prompt
 
 Integers only. A chunk may read blocks that an earlier chunk of the same sweep writes, in the same micro-batch or one
@@ -12,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.kv_cache.blocks import BlockCopy
+from headrace.kv_cache.parking import BlockMove
 
-__all__ = ["BlockCopy", "Chunk", "MicroBatch", "Sweep"]
+__all__ = ["BlockCopy", "BlockMove", "Chunk", "MicroBatch", "Sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +74,15 @@ class Sweep:
         sweep_id: counts up from 0.
         micro_batches: at least one, none of them empty.
         copies: blocks to copy before the sweep starts.
+        moves_down: blocks of sequences that lost them to this sweep, which may write them.
+        moves_up: blocks of sequences that return, to be filled after all moves down, as those may be their own.
     """
 
     sweep_id: int
     micro_batches: tuple[MicroBatch, ...]
     copies: tuple[BlockCopy, ...]
+    moves_down: tuple[BlockMove, ...] = ()
+    moves_up: tuple[BlockMove, ...] = ()
 
     @property
     def num_tokens(self) -> int:

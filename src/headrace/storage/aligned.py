@@ -44,6 +44,9 @@ class AlignedBuffer:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self.bytes[offset : offset + num_bytes], dtype=dtype).view(shape)
 
+    def end_use(self) -> None:
+        """Does nothing: a processor has done its work when a call returns, so that the memory may be written."""
+
     def close(self) -> None:
         """Gives the memory back; where tensors still look at it, the last of them does that."""
         with suppress(BufferError):

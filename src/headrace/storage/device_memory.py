@@ -25,6 +25,12 @@ def default_limit_bytes(device: torch.device) -> int:
     return int(DEFAULT_SHARE * (device_available_bytes(device) + own))
 
 
+def gpu_held_bytes(device: torch.device) -> int:
+    """Returns what torch holds of a GPU's memory for this process, the workspaces of its libraries included."""
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def device_peak_growth_bytes(device: torch.device, run: Callable[[], object]) -> int:
     """Runs `run` and returns by how much memory on `device` rose above its value before, at the highest."""
     if device.type != "cuda":

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from types import TracebackType
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above, pages_below
 from headrace.storage.file_state import FileState
+from headrace.storage.read_queue import ReadQueue
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
 from headrace.trace import NoTrace, Trace
@@ -28,7 +28,7 @@ NUM_THREADS = 2
 BLOCK_BYTES = 8 * MIB
 """One read; large enough for every disk to be at its best, small enough for threads to share a layer evenly."""
 STAGING_BYTES = NUM_THREADS * (BLOCK_BYTES + 2 * PAGE_BYTES)
-"""Memory that the threads take for themselves, for ranges that are not direct."""
+"""Memory that the threads take for themselves, for ranges that are not direct, or are read with others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +49,24 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """A block of a transfer: what one thread reads."""
+
     range: FileRange
     file: _OpenFile
     buffer: memoryview
     transfer: Transfer
 
+    @property
+    def offset(self) -> int:
+        return self.range.offset
+
+    @property
+    def num_bytes(self) -> int:
+        return self.range.num_bytes
+
 
 class DiskReader:
-    """A few threads that read in the order of the calls. A context manager; `close` ends them.
+    """A few threads that read in the order of the calls, and neighbours together. A context manager; `close` ends them.
 
     A file is opened once and must not change from then on. Files that are deleted while in use stay readable.
     """
@@ -74,7 +84,7 @@ class DiskReader:
         self._trace = trace or NoTrace()
         self._files: dict[Path, _OpenFile] = {}
         self._busy = _BusyTime()
-        self._parts: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
+        self._parts: ReadQueue[_Part] = ReadQueue(block_bytes)
         # Taken here: memory that is not there is the caller's error, where a thread without it would leave him waiting.
         self._staging = [AlignedBuffer(block_bytes + 2 * PAGE_BYTES) for _ in range(num_threads)]
         self._threads = [
@@ -131,8 +141,7 @@ class DiskReader:
 
     def close(self) -> None:
         """Reads what was begun to its end, then ends the threads and closes the files."""
-        for _ in self._threads:
-            self._parts.put(None)
+        self._parts.close()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -168,29 +177,33 @@ class DiskReader:
     def _work(self, staging: AlignedBuffer) -> None:
         # The thread alone uses its staging memory, and a part's bytes of the buffer are written by nobody else.
         own = threading.current_thread().name
-        while (part := self._parts.get()) is not None:
+        while parts := self._parts.take():
             error: Exception | None = None
             try:
-                num_bytes = part.range.num_bytes
-                with self._busy.reading(num_bytes), self._trace.span(own, part.transfer.what, num_bytes=num_bytes):
-                    self._read_part(part, staging)
-            except Exception as raised:  # whoever waits for the transfer gets it
+                num_bytes = sum(part.num_bytes for part in parts)
+                what = parts[0].transfer.what
+                with self._busy.reading(num_bytes), self._trace.span(own, what, num_bytes=num_bytes):
+                    self._read_parts(parts, staging)
+            except Exception as raised:  # whoever waits for the transfers gets it
                 error = raised
-            part.transfer.finish_part(error)
-            del part  # or the buffer would be held until the next one comes
+            for part in parts:
+                part.transfer.finish_part(error)
+            del part, parts  # or the buffers would be held until the next ones come
 
-    def _read_part(self, part: _Part, staging: AlignedBuffer) -> None:
-        wanted = part.range
-        first, end = pages_below(wanted.offset), wanted.offset + wanted.num_bytes
-        skipped, num_bytes = wanted.offset - first, pages_above(end) - first
+    def _read_parts(self, parts: Sequence[_Part], staging: AlignedBuffer) -> None:
+        """Reads neighbours in a file at once."""
+        file, (start, end) = parts[0].file, (parts[0].offset, parts[-1].offset + parts[-1].num_bytes)
+        first, past = pages_below(start), pages_above(end)
         if self._throttle is not None:
-            self._throttle.pass_bytes(num_bytes)
-        if wanted.direct:
-            start = wanted.target - skipped
-            part.file.read(first, part.buffer[start : start + num_bytes], skipped + wanted.num_bytes)
-        else:
-            part.file.read(first, staging.bytes[:num_bytes], skipped + wanted.num_bytes)
-            _copy(staging.bytes[skipped:], part.buffer[wanted.target : wanted.target + wanted.num_bytes])
+            self._throttle.pass_bytes(past - first)
+        if len(parts) == 1 and parts[0].range.direct:
+            target = parts[0].range.target - (start - first)
+            file.read(first, parts[0].buffer[target : target + past - first], end - first)
+            return
+        file.read(first, staging.bytes[: past - first], end - first)
+        for part in parts:
+            target = part.range.target
+            _copy(staging.bytes[part.offset - first :], part.buffer[target : target + part.num_bytes])
 
 
 class _BusyTime:

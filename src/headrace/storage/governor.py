@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headrace.errors import BudgetError
 from headrace.storage.budget import Budget
-from headrace.storage.process_memory import release_freed_memory, resident_bytes
+from headrace.storage.process_memory import release_code_pages, release_freed_memory, resident_bytes
 from headrace.units import format_bytes
 
 TOLERANCE = 1.03
@@ -28,11 +28,12 @@ class Governor:
     measure: Callable[[], int] = resident_bytes
 
     def pressed(self) -> bool:
-        """Whether the process uses notably more than its budget, after freed memory was given back."""
+        """Whether the process uses notably more than its budget, after what it does not need was given back."""
         most = PRESSURE * self.budget.limit_bytes
-        if self.measure() <= most:
-            return False
-        release_freed_memory()
+        for release in (release_freed_memory, release_code_pages):
+            if self.measure() <= most:
+                return False
+            release()
         return self.measure() > most
 
     def check(self) -> None:

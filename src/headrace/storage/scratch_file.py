@@ -36,6 +36,7 @@ class _Work:
     move: Callable[[int, Sequence[memoryview], int], int]
     piece: Piece
     transfer: Transfer
+    after: Transfer | None
 
 
 class ScratchFile:
@@ -92,11 +93,11 @@ class ScratchFile:
 
     def read(self, what: str, pieces: Sequence[Piece]) -> Transfer:
         """Begins to fill the memory of all pieces."""
-        return self._begin(os.preadv, what, pieces)
+        return self._begin(os.preadv, what, pieces, None)
 
-    def write(self, what: str, pieces: Sequence[Piece]) -> Transfer:
-        """Begins to write the memory of all pieces, which must not change before the transfer is complete."""
-        return self._begin(os.pwritev, what, pieces)
+    def write(self, what: str, pieces: Sequence[Piece], after: Transfer | None = None) -> Transfer:
+        """Begins to write the memory of all pieces, once `after` has filled it; from then on it must not change."""
+        return self._begin(os.pwritev, what, pieces, after)
 
     def close(self) -> None:
         """Ends what was begun, the threads and the file; a second call does nothing."""
@@ -116,11 +117,15 @@ class ScratchFile:
         self.close()
 
     def _begin(
-        self, move: Callable[[int, Sequence[memoryview], int], int], what: str, pieces: Sequence[Piece]
+        self,
+        move: Callable[[int, Sequence[memoryview], int], int],
+        what: str,
+        pieces: Sequence[Piece],
+        after: Transfer | None,
     ) -> Transfer:
         transfer = Transfer(what, len(pieces))
         for piece in pieces:
-            self._queue.put(_Work(move, piece, transfer))
+            self._queue.put(_Work(move, piece, transfer, after))
         return transfer
 
     def _work(self) -> None:
@@ -129,6 +134,8 @@ class ScratchFile:
         while (work := self._queue.get()) is not None:
             error: Exception | None = None
             try:
+                if work.after is not None:
+                    work.after.wait()
                 num_bytes = sum(len(view) for view in work.piece.views)
                 with self._trace.span(own, work.transfer.what, num_bytes=num_bytes):
                     self._move(work, num_bytes)

@@ -6,12 +6,13 @@ What is on its way to it holds NaN until it has arrived: whoever computes too ea
 from __future__ import annotations
 
 import ctypes
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import OptionError
+from headrace.storage.aligned import AlignedBuffer
+from headrace.storage.job_thread import JobThread
+from headrace.storage.link import Buffer, Part
 from headrace.storage.throttle import Throttle
 from headrace.storage.transfer import Transfer
 from headrace.trace import NoTrace, Trace
@@ -44,90 +45,75 @@ def parse_simulated(name: str) -> SimulatedDevice | None:
     return SimulatedDevice(memory_bytes=parse_bytes(size), bytes_per_second=parse_rate(rate))
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    target: memoryview
-    source: memoryview
-    transfer: Transfer
-    after: Transfer | None
-    release: Callable[[], None]
-
-
 class SimulatedLink:
-    """Copies between host and device in the order of the calls, at the link's rate. `close` ends its thread."""
+    """See `Link`: two threads that copy, one for each direction, each at the link's rate."""
 
     def __init__(self, device: SimulatedDevice, trace: Trace | None = None) -> None:
-        self.bytes_per_second = device.bytes_per_second
-        self._throttle = Throttle(device.bytes_per_second)
+        self._bytes_per_second = device.bytes_per_second
         self._trace = trace or NoTrace()
-        self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = threading.Thread(target=self._work, name="headrace-link", daemon=True)
-        self._thread.start()
+        self._lanes = {
+            name: (JobThread(f"headrace-{name}"), Throttle(device.bytes_per_second)) for name in ("upload", "download")
+        }
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self._bytes_per_second
+
+    def device_memory(self, num_bytes: int) -> AlignedBuffer:
+        return AlignedBuffer(num_bytes)
+
+    def host_memory(self, num_bytes: int) -> AlignedBuffer:
+        return AlignedBuffer(num_bytes)
 
     def upload(
         self,
         what: str,
-        copies: Sequence[tuple[memoryview, memoryview]],
+        target: Buffer,
+        parts: Sequence[Part],
         after: Transfer | None = None,
         release: Callable[[], None] = lambda: None,
     ) -> Transfer:
-        """Begins to copy (device, host) pairs to the device, once `after` has brought the host's part.
+        pairs = _pairs(target, parts)
+        for own, _ in pairs:
+            _poison(own)
+        return self._begin("upload", what, pairs, after, release)
 
-        `release` is called for each pair, in the link's thread, when its host memory is not needed any more.
-        """
-        for target, _ in copies:
-            poison(target)
-        return self._begin(what, copies, after, release)
-
-    def download(self, what: str, copies: Sequence[tuple[memoryview, memoryview]]) -> Transfer:
-        """Begins to copy (host, device) pairs to the host."""
-        return self._begin(what, copies, None, lambda: None)
+    def download(self, what: str, source: Buffer, parts: Sequence[Part]) -> Transfer:
+        pairs = [(host, own) for own, host in _pairs(source, parts)]
+        return self._begin("download", what, pairs, None, lambda: None)
 
     def close(self) -> None:
-        """Ends what was begun, and the thread; a second call does nothing."""
-        if self._thread is not None:
-            self._copies.put(None)
-            self._thread.join()
-            self._thread = None
+        for thread, _ in self._lanes.values():
+            thread.close()
 
     def _begin(
         self,
+        lane: str,
         what: str,
-        copies: Sequence[tuple[memoryview, memoryview]],
+        pairs: Sequence[tuple[memoryview, memoryview]],
         after: Transfer | None,
         release: Callable[[], None],
     ) -> Transfer:
-        transfer = Transfer(what, len(copies))
-        for target, source in copies:
-            self._copies.put(_Copy(target, source, transfer, after, release))
+        transfer, (thread, throttle) = Transfer(what, 1), self._lanes[lane]
+
+        def copy() -> None:
+            # One thread writes the targets, and nobody reads them before their transfer is complete.
+            num_bytes = sum(len(source) for _, source in pairs)
+            with self._trace.span(thread.name, what, num_bytes=num_bytes):
+                throttle.pass_bytes(num_bytes)
+                for target, source in pairs:
+                    ctypes.memmove(_address(target), _address(source), len(source))
+
+        thread.put(lambda: transfer.carry_out(copy, after=after, release=release))
         return transfer
 
-    def _work(self) -> None:
-        # One thread writes the targets, and nobody reads them before their transfer is complete.
-        while (copy := self._copies.get()) is not None:
-            error: Exception | None = None
-            try:
-                if copy.after is not None:
-                    copy.after.wait()
-                with self._trace.span("headrace-link", copy.transfer.what, num_bytes=len(copy.source)):
-                    self._throttle.pass_bytes(len(copy.source))
-                    move(copy.target, copy.source)
-            except Exception as raised:  # whoever waits for the transfer gets it
-                error = raised
-            if copy.after is not None:
-                copy.after.settle()
-            copy.release()
-            copy.transfer.finish_part(error)
-            del copy
+
+def _pairs(buffer: Buffer, parts: Sequence[Part]) -> list[tuple[memoryview, memoryview]]:
+    assert isinstance(buffer, AlignedBuffer), "the device's memory is the host's"
+    return [(buffer.bytes[offset : offset + len(host)], host) for offset, host in parts]
 
 
-def move(target: memoryview, source: memoryview) -> None:
-    """Copies bytes without the interpreter's lock."""
-    ctypes.memmove(_address(target), _address(source), len(source))
-
-
-def poison(memory: memoryview) -> None:
-    """Fills memory with NaN."""
+def _poison(memory: memoryview) -> None:
     ctypes.memset(_address(memory), _NAN_BYTE, len(memory))
 
 

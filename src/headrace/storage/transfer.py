@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 
 class Transfer:
@@ -34,6 +35,23 @@ class Transfer:
             self._missing -= 1
             if not self._missing:
                 self._complete.set()
+
+    def carry_out(
+        self, work: Callable[[], None], *, after: Transfer | None = None, release: Callable[[], None] = lambda: None
+    ) -> None:
+        """Runs `work`, which brings one part, once `after` is complete; the error of either is the part's.
+
+        `release` is called, whatever happens, when neither touches its memory any more.
+        """
+        error: Exception | None = None
+        try:
+            if after is not None:
+                after.wait()
+            work()
+        except Exception as raised:  # whoever waits for the transfer gets it
+            error = raised
+        release()
+        self.finish_part(error)
 
     def settle(self) -> None:
         """Returns once nothing writes into the target any more, whatever became of the parts."""

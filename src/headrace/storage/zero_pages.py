@@ -1,18 +1,21 @@
-"""Tensors of zeros that cost no memory until they are used."""
+"""Tensors of zeros that cost no memory until they are used, and whose parts can be given back after that."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
+import sys
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 64
+from headrace.storage.aligned import PAGE_BYTES, pages_above, pages_below
 
 
 def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns zeros; in host memory the system provides each page when it is first touched.
+    """Returns zeros; in host memory they begin at a page, and the system provides each page when it is first touched.
 
     `torch.zeros` writes every byte, so that a KV cache of many gigabytes would be resident from the start; numpy asks
     the system for pages that are zero already.
@@ -20,6 +23,21 @@ def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    raw = np.zeros(num_bytes + PAGE_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % PAGE_BYTES
     return torch.from_numpy(raw[start : start + num_bytes]).view(dtype).view(shape)
+
+
+def give_back_pages(tensor: Tensor, first: int, end: int) -> None:
+    """Lets go of the whole pages among the rows `first` to `end` of a tensor that `zero_pages` made in host memory.
+
+    They are zeros from then on, and take memory again when they are touched. Only Linux knows how; elsewhere nothing
+    happens.
+    """
+    if sys.platform != "linux":
+        return
+    row_bytes = tensor[0].nbytes
+    start, stop = pages_above(tensor.data_ptr() + first * row_bytes), pages_below(tensor.data_ptr() + end * row_bytes)
+    if start < stop:
+        # The pages are anonymous and private, so that the system brings new zeros where they were.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

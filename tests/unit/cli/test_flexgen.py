@@ -38,6 +38,23 @@ def test_what_a_cpu_does_anyway_may_be_asked_for() -> None:
     assert mapped("--cpu-cache-compute", "--pin-weight", "true") == {}
 
 
+def test_a_device_has_shares_of_everything_and_its_host_others() -> None:
+    words = ["generate", "--model", "demo", "--device", "simulated:1GiB,1GB/s", "--percent", "20", "50", "0", "100"]
+    assert dict(flexgen_options(build_parser().parse_args([*words, "40", "60"]))) == {
+        "weights_on_device": 0.2,
+        "weights_on_host": 0.5,
+        "kv_on_device": 0.0,
+        "kv_on_host": 1.0,
+        "activations_on_device": 0.4,
+    }
+
+
+@pytest.mark.parametrize("device", ["simulated:1GiB,1GB/s"])
+def test_pinning_is_asked_of_a_device(device: str) -> None:
+    words = ["generate", "--model", "demo", "--device", device, "--pin-weight", "true"]
+    assert dict(flexgen_options(build_parser().parse_args(words))) == {"pin_memory": True}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -13,8 +13,8 @@ from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.engine import division
 from headrace.engine.llm import LLM
 from headrace.engine.options import EngineOptions
+from headrace.engine.streaming import open_stream
 from headrace.engine.tiers import open_tiers
-from headrace.engine.weights import open_stream
 from headrace.errors import OptionError
 from headrace.executor.image_sources import DiskImages
 from headrace.executor.weight_stream import WeightStream
@@ -54,11 +54,12 @@ def test_layers_head_and_embedding_rows_all_pass_the_throttle(tmp_path: Path) ->
     tiers = open_tiers(EngineOptions(model="", device="cpu", memory_bytes=1 << 40, disk=str(tmp_path)), ExitStack())
     placed = open_stream(model, layer_table(model.config), weights, replace(tiers, throttle=throttle))
     try:
-        assert placed.stream is not None
-        placed.stream.follow(placed.points)
+        assert placed.streams is not None
+        layers = placed.streams.layers
+        layers.follow(placed.points)
         for point in placed.points:
-            placed.stream.bring(point)
-        assert clock.now >= placed.streamed_bytes / 1000
+            layers.bring(point)
+        assert clock.now >= layers.bytes_per_sweep / 1000
     finally:
         placed.close()
     before = clock.now

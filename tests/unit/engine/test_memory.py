@@ -70,7 +70,8 @@ def plan(
     max_positions: int | None = 4096,
     settle: Callable[[], None] = lambda: None,
     is_streamed: bool = False,
-    **options: int,
+    host_budget: Budget | None = None,
+    **options: float,
 ) -> Plan:
     layers = table(*memories, max_positions=max_positions)
     asked = EngineOptions(model="m", **options)  # type: ignore[arg-type]
@@ -83,6 +84,7 @@ def plan(
         probe=probe,
         settle=settle,
         is_streamed=is_streamed,
+        host_budget=host_budget,
     )
     cache = plan_cache(table=layers, budget=budget, dtype_bytes=4, block_tokens=32, options=asked, sweep=sweep)
     return Plan(sweep, cache)
@@ -173,6 +175,46 @@ def test_streamed_sweeps_have_more_tokens_which_wait_for_their_turn() -> None:
     assert found.max_num_batched_tokens == STREAMED_BATCHED_TOKENS
     assert found.micro_batch_tokens == 1024
     assert plan(host(2 * MIB), FULL, probe=linear(1000), is_streamed=True).max_num_batched_tokens < 1024
+
+
+def test_where_the_device_is_short_micro_batches_wait_on_its_host() -> None:
+    device, below = Budget(tier="device", limit_bytes=90 * MIB, option="--gpu-memory"), host(GIB)
+    found = plan(device, FULL, probe=linear(MIB // 10), is_streamed=True, host_budget=below)
+    assert 256 <= found.sweep.micro_batch_tokens <= 300
+    assert found.max_num_batched_tokens == STREAMED_BATCHED_TOKENS
+    assert found.sweep.below is not None
+    assert below.charged_bytes == found.sweep.below.host_bytes >= STREAMED_BATCHED_TOKENS * (3 * 4 + 4) * 256
+    assert found.sweep.below.slot_bytes < 301 * (3 * 4 + 4) * 256
+    assert device.charged_bytes == found.activation_bytes + found.kv_bytes <= device.limit_bytes
+
+
+def test_where_the_host_is_short_too_sweeps_stay_small() -> None:
+    device, below = Budget(tier="device", limit_bytes=90 * MIB, option="--gpu-memory"), host(20 * MIB)
+    found = plan(device, FULL, probe=linear(MIB // 10), is_streamed=True, host_budget=below)
+    assert found.max_num_batched_tokens <= 300 and found.sweep.below is None and below.charged_bytes == 0
+
+
+def test_where_the_device_has_room_everything_waits_there_unless_a_share_is_asked_for() -> None:
+    def planned(**options: float) -> SweepPlan:
+        return plan(host(4 * GIB), FULL, probe=linear(1000), is_streamed=True, host_budget=host(GIB), **options).sweep
+
+    assert planned().below is None and planned(activations_on_device=1).below is None
+    half, none = planned(activations_on_device=0.5), planned(activations_on_device=0)
+    assert half.below is not None and half.below == none.below
+    assert half.activation_bytes > none.activation_bytes
+    assert planned(activations_on_device=0, num_micro_batches=8).below != none.below
+
+
+def test_a_share_that_the_host_does_not_hold_is_refused() -> None:
+    with pytest.raises(BudgetError, match="waiting micro-batches"):
+        plan(
+            host(4 * GIB),
+            FULL,
+            probe=linear(1000),
+            is_streamed=True,
+            host_budget=host(MIB),
+            activations_on_device=0,
+        )
 
 
 def test_what_a_probe_leaves_behind_is_not_given_to_the_cache() -> None:

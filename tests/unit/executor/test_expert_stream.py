@@ -14,15 +14,15 @@ from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_reader import read_header
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.executor.expert_stream import ExpertStream
-from headrace.executor.image_sources import DiskImages, Expert, Part
-from headrace.models.layer_image import LayerImage, expert_images
+from headrace.executor.image_sources import DiskImages, Expert, ImageKey
+from headrace.models.layer_image import LayerImage, TensorLayout, expert_images
 from headrace.models.layer_table import ExpertsSpec
 from headrace.models.weight_copies import write_tensors
 from headrace.models.weight_map import ParameterSource
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.disk_reader import DiskReader
-from headrace.storage.simulated_device import poison
+from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 
 NUM_LAYERS, NUM_EXPERTS = 3, 8
@@ -37,11 +37,11 @@ class NotedImages(DiskImages):
         self.begun: list[tuple[int, int]] = []
         self.transfers: list[Transfer] = []
 
-    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
-        assert isinstance(part, Expert)
-        poison(slot.bytes)
-        self.begun.append((part.layer, part.index))
-        self.transfers.append(super().begin(part, image, slot))
+    def begin(self, key: ImageKey, image: LayerImage, slot: Buffer) -> Transfer:
+        assert isinstance(key, Expert) and isinstance(slot, AlignedBuffer)
+        slot.bytes[:] = b"\xff" * slot.num_bytes  # NaN
+        self.begun.append((key.layer, key.index))
+        self.transfers.append(super().begin(key, image, slot))
         return self.transfers[-1]
 
 
@@ -66,7 +66,13 @@ class LateImages:
     def open(self, image: LayerImage) -> None:
         pass
 
-    def begin(self, part: Part, image: LayerImage, slot: AlignedBuffer) -> Transfer:
+    def layout(self, image: LayerImage) -> TensorLayout:
+        return image.layout
+
+    def allocate(self, num_bytes: int) -> AlignedBuffer:
+        return AlignedBuffer(num_bytes)
+
+    def begin(self, key: ImageKey, image: LayerImage, slot: Buffer) -> Transfer:
         assert id(slot) not in self.last or self.last[id(slot)].is_complete
         self.last[id(slot)] = LateTransfer()
         return self.last[id(slot)]

@@ -50,12 +50,22 @@ def test_the_table_leaves_out_what_is_not_known() -> None:
         wall_seconds=100.0,
         ttft_seconds=None,
         tpot_seconds=0.05,
+        num_preemptions=7,
+        num_moved_down=4,
         peak_memory_bytes=3 * 1024**3,
     )
     console = Console(file=io.StringIO(), width=100)
     console.print(report_table(report))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("1,200 (3 failed)", "50,000", "1 min 40 s", "500.0", "50 ms", "3.0 GiB"):
+    for part in (
+        "1,200 (3 failed)",
+        "50,000",
+        "1 min 40 s",
+        "500.0",
+        "50 ms",
+        "7 (4 moved, 3 computed again)",
+        "3.0 GiB",
+    ):
         assert part in text
     assert "first token" not in text and "cut off" not in text
 

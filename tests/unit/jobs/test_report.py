@@ -21,7 +21,9 @@ def answered(ttft: float, tpot: float | None, *reasons: FinishReason) -> Request
             CompletionOutput(index=i, text="", token_ids=(5,) * 4, finish_reason=reason)
             for i, reason in enumerate(reasons)
         ),
-        metrics=RequestMetrics(ttft_seconds=ttft, tpot_seconds=tpot, queued_seconds=0.0),
+        metrics=RequestMetrics(
+            ttft_seconds=ttft, tpot_seconds=tpot, queued_seconds=0.0, num_preemptions=3, num_moved_down=1
+        ),
     )
 
 
@@ -49,6 +51,8 @@ def test_the_report_has_exactly_the_promised_keys() -> None:
         "generated_tokens_per_second": 6.0,
         "ttft_seconds": 2.0,
         "tpot_seconds": 0.5,
+        "num_preemptions": 6,
+        "num_moved_down": 2,
     }
 
 

@@ -5,6 +5,7 @@ import pytest
 from headrace.kv_cache.blocks import BlockCopy
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
+from headrace.kv_cache.parking import BlockMove
 
 FULL = KVGroup(group_id=0, layers=(0,), kind="full")
 SLIDING = KVGroup(group_id=1, layers=(1,), kind="sliding", window=4)
@@ -185,6 +186,102 @@ def test_admission_leaves_blocks_to_those_that_run() -> None:
     cache.begin(0, PROMPT)
     assert cache.can_admit(0, len(PROMPT), num_spare=1)
     assert not cache.can_admit(0, len(PROMPT), num_spare=2)
+
+
+def park(cache: KVCacheManager, sequence_id: int) -> tuple[BlockMove, ...]:
+    """Computes all of `PROMPT` and parks the sequence."""
+    cache.open_parking([20] * len(cache.pools))
+    stop = cache.begin(sequence_id, PROMPT).num_tokens
+    while stop < len(PROMPT):
+        extended = cache.extend(sequence_id, PROMPT, len(PROMPT))
+        assert extended is not None
+        stop = extended[0]
+    cache.commit(sequence_id)
+    moves = cache.park(sequence_id)
+    cache.free(sequence_id)
+    cache.check_integrity()
+    return moves
+
+
+def return_of(cache: KVCacheManager, sequence_id: int, num_moves: int) -> None:
+    """Lets a parked sequence run again; so many blocks come up."""
+    assert cache.begin(sequence_id, [*PROMPT, 5]).num_tokens == len(PROMPT)
+    assert len(cache.bring_up(sequence_id, [*PROMPT, 5])) == num_moves
+    tables(cache, sequence_id, [*PROMPT, 5], len(PROMPT) + 1)
+    cache.check_integrity()
+
+
+def test_a_parked_sequence_shares_what_is_still_here_and_the_rest_comes_up() -> None:
+    cache = make_cache(FULL)
+    assert len(park(cache, 0)) == 3
+    return_of(cache, 0, num_moves=1)  # two blocks were full, and the tree has them
+
+
+def test_all_of_a_parked_sequence_comes_up_where_nothing_is_shared() -> None:
+    cache = make_cache(FULL, enable_prefix_caching=False)
+    park(cache, 0)
+    return_of(cache, 0, num_moves=3)
+
+
+def test_of_a_window_only_what_is_read_again_is_moved() -> None:
+    cache = make_cache(FULL, SLIDING, enable_prefix_caching=False)
+    moves = park(cache, 0)
+    assert [len([move for move in moves if move.group == group]) for group in (0, 1)] == [3, 2]
+    return_of(cache, 0, num_moves=5)
+
+
+def test_what_lies_before_a_window_is_not_given_to_others_when_all_comes_up() -> None:
+    cache = make_cache(FULL, SLIDING)
+    park(cache, 0)
+    assert cache.drop_unused() == [pool.free_blocks() for pool in cache.pools]
+    return_of(cache, 0, num_moves=5)
+    cache.commit(0)
+    cache.free(0)
+    cache.check_integrity()
+    assert cache.begin(1, PROMPT).num_tokens == 8, "what came up is shared again"
+
+
+def test_a_state_comes_up_even_where_all_blocks_are_still_here() -> None:
+    cache = make_cache(FULL, STATE, num_blocks=3)
+    cache.open_parking([3, 3])
+    cache.begin(0, PROMPT)
+    tables(cache, 0, PROMPT, 8)
+    cache.commit(0)
+    assert len(cache.park(0)) == 3
+    cache.free(0)
+    cache.begin(1, [50])
+    for token in range(3):  # states of another sequence take the place of the snapshot, but not of the blocks
+        tables(cache, 1, [50, 51, 52], token + 1)
+    cache.abandon(1)
+    cache.free(1)
+    assert cache.begin(0, PROMPT).num_tokens == 8
+    assert [move.group for move in cache.bring_up(0, PROMPT)] == [1]
+
+
+def test_a_sequence_that_cannot_return_yet_stays_parked() -> None:
+    cache = make_cache(FULL)
+    park(cache, 0)
+    cache.begin(0, [*PROMPT, 5])
+    cache.bring_up(0, [*PROMPT, 5])
+    cache.abandon(0)
+    cache.free(0)
+    cache.check_integrity()
+    return_of(cache, 0, num_moves=1)
+    cache.commit(0)
+    cache.free(0)
+    assert cache.begin(0, [*PROMPT, 5]).num_tokens == 8, "its places were released with the commit"
+
+
+def test_without_room_below_nothing_can_be_parked() -> None:
+    cache = make_cache(FULL)
+    park(cache, 0)
+    cache.begin(1, PROMPT)
+    tables(cache, 1, PROMPT, 10)
+    cache.commit(1)
+    assert cache.can_park(1)
+    cache.close_parking()
+    assert not cache.can_park(1)
+    assert cache.begin(0, [*PROMPT, 5]).num_tokens == 8
 
 
 def test_the_check_says_what_does_not_add_up() -> None:

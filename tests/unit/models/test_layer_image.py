@@ -10,7 +10,14 @@ import torch
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.gather import Gather, stack
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.models.layer_image import LayerImage, can_be_read, expert_images, layer_image, row_images
+from headrace.models.layer_image import (
+    LayerImage,
+    aligned_layout,
+    can_be_read,
+    expert_images,
+    layer_image,
+    row_images,
+)
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import ParameterSource, WeightMap, build_weight_map
 from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer
@@ -41,6 +48,21 @@ def test_a_layer_is_read_as_it_is_loaded(name: str, tmp_path: Path) -> None:
         found = read(layer_image(f"layer {layer}", weights.in_group(layer)))
         assert found.keys() == {source.name for source in weights.in_group(layer)}
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_on_a_device_every_tensor_begins_at_a_border_of_its_own(tmp_path: Path) -> None:
+    save_tiny("qwen2", tmp_path, dtype=torch.bfloat16)
+    weights = build_weight_map(build_skeleton(tmp_path, torch.bfloat16), Checkpoint.open(tmp_path))
+    image = layer_image("layer 0", weights.in_group(0))
+    layout = aligned_layout(image)
+    assert [(tensor.name, tensor.shape) for tensor in layout.tensors] == [
+        (tensor.name, tensor.shape) for tensor in image.tensors
+    ]
+    assert any(tensor.offset % 256 for tensor in image.tensors)
+    assert all(tensor.offset % 256 == 0 for tensor in layout.tensors)
+    ends = [tensor.offset + tensor.num_bytes for tensor in layout.tensors]
+    assert all(end <= after.offset for end, after in zip(ends, layout.tensors[1:], strict=False))
+    assert ends[-1] <= layout.num_bytes < ends[-1] + 256
 
 
 def test_neighbours_in_a_file_are_one_range(tmp_path: Path) -> None:

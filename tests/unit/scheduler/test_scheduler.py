@@ -187,6 +187,102 @@ def test_a_preempted_sequence_keeps_its_tokens_and_its_place() -> None:
     assert young.num_computed > youngest.num_computed
 
 
+def preempt(scheduler: Scheduler) -> tuple[Sequence, Sequence]:
+    """Runs two sequences, with room below, until the younger one has lost its blocks."""
+    scheduler._cache.open_parking([100])
+    old, young = add(scheduler, 0, 7, max_tokens=8), add(scheduler, 1, 6)
+    while not scheduler.num_preemptions:
+        run(scheduler)
+    return old, young
+
+
+def test_a_sequence_whose_blocks_went_down_goes_on_where_it_was() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    old, young = preempt(scheduler)
+    num_tokens = young.num_tokens
+    while old.finish_reason is None:
+        run(scheduler)
+    sweep = next_sweep(scheduler)
+    assert spans(sweep) == [[(1, num_tokens - 1, num_tokens)]]
+    assert sweep.moves_up and not sweep.moves_down
+    assert (scheduler.num_preemptions, scheduler.num_moved_down) == (1, 1)
+    assert scheduler.num_prefix_hit_tokens == 0
+
+
+def test_blocks_go_down_in_the_sweep_that_takes_them() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    scheduler._cache.open_parking([100])
+    add(scheduler, 0, 7, max_tokens=8)
+    young = add(scheduler, 1, 6)
+    while not (sweep := next_sweep(scheduler)).moves_down:
+        scheduler.commit(sweep, {chunk.sequence_id: 9 for chunk in chunks(sweep)})
+    (chunk,) = chunks(sweep)
+    assert young.status is Status.WAITING
+    assert chunk.block_tables[0][-1] in {move.block for move in sweep.moves_down}
+    scheduler.abandon(sweep)
+    assert scheduler._cache._parked.find(1) is None, "nobody knows what an abandoned sweep has moved"
+    run(scheduler)
+    assert (scheduler.num_preemptions, scheduler.num_moved_down) == (1, 0)
+
+
+def test_a_sequence_is_computed_again_where_that_is_better() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    scheduler._moves_down = lambda num_tokens: num_tokens > 1000
+    preempt(scheduler)
+    assert (scheduler.num_preemptions, scheduler.num_moved_down) == (1, 0)
+
+
+def test_when_moving_stops_those_that_are_below_compute_again() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    old, young = preempt(scheduler)
+    scheduler.stop_moving()
+    while old.finish_reason is None:
+        run(scheduler)
+    ((span,),) = run(scheduler)
+    assert span[0] == 1 and span[1] < young.num_tokens - 2
+
+
+def test_a_sequence_that_ends_while_it_is_below_leaves_its_places() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    _, young = preempt(scheduler)
+    scheduler.finish(young.sequence_id, "cancelled")
+    assert scheduler._cache._parked.find(young.sequence_id) is None
+    scheduler._cache.check_integrity()
+
+
+def test_one_sequence_less_runs_from_the_next_sweep_on() -> None:
+    scheduler = make_scheduler()
+    scheduler._cache.open_parking([100])
+    for sequence_id in range(3):
+        add(scheduler, sequence_id, 4)
+    run(scheduler)
+    assert scheduler.run_one_less()
+    sweep = next_sweep(scheduler)
+    assert spans(sweep) == [[(0, 4, 5), (1, 4, 5)]] and len(sweep.moves_down) == 1
+    scheduler.commit(sweep, {0: 9, 1: 9})
+    assert run(scheduler) == [[(0, 5, 6), (1, 5, 6)]]
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_moved_down) == (2, 1, 1)
+    assert scheduler.limits.max_num_seqs == 2
+
+
+def test_the_only_sequence_goes_on() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, 0, 4)
+    run(scheduler)
+    assert not scheduler.run_one_less()
+    assert run(scheduler) == [[(0, 4, 5)]]
+
+
+def test_blocks_that_no_sequence_uses_are_dropped_on_demand() -> None:
+    scheduler = make_scheduler(num_blocks=10)
+    add(scheduler, 0, 8, max_tokens=1)
+    add(scheduler, 1, 8)
+    run(scheduler)
+    (free,) = scheduler.drop_unused()
+    assert len(free) == 8
+    assert scheduler._cache.pools[0].num_free == 8
+
+
 def test_without_a_slot_for_its_state_a_sequence_waits_and_does_not_start_again() -> None:
     cache = KVCacheManager([STATE], num_blocks=[3], block_tokens=4, snapshot_tokens=4, enable_prefix_caching=False)
     scheduler = Scheduler(cache, SweepLimits(max_num_seqs=8, max_num_batched_tokens=32, max_micro_batch_tokens=32))

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from headrace.storage import device_memory
-from headrace.storage.device_memory import default_limit_bytes, device_available_bytes, device_peak_growth_bytes
+from headrace.storage.device_memory import (
+    default_limit_bytes,
+    device_available_bytes,
+    device_peak_growth_bytes,
+    gpu_held_bytes,
+)
 from headrace.storage.process_memory import available_bytes
 from headrace.units import GIB, MIB
 
@@ -25,6 +30,16 @@ def test_a_budget_that_nobody_names_is_a_share_of_what_was_free_before_this_proc
     monkeypatch.setattr(device_memory, "available_bytes", lambda: 9 * GIB)
     monkeypatch.setattr(device_memory, "resident_bytes", lambda: 1 * GIB)
     assert default_limit_bytes(CPU) == 8 * GIB
+
+
+@pytest.mark.gpu
+def test_what_torch_holds_of_a_gpu_comes_and_goes_with_its_tensors() -> None:
+    device = torch.device("cuda")
+    before = gpu_held_bytes(device)
+    tensor = torch.ones(64 * MIB, dtype=torch.uint8, device=device)
+    assert before + 64 * MIB <= gpu_held_bytes(device) < before + 128 * MIB
+    del tensor
+    assert gpu_held_bytes(device) == before
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,44 @@ def test_a_range_that_ends_with_the_file_is_read_although_its_last_page_is_not_f
     with AlignedBuffer(2 * BLOCK) as buffer:
         reader.read("f", [whole(tmp_path / "f", 0, BLOCK + 10, direct=True)], buffer.bytes).wait()
         assert bytes(buffer.bytes[: BLOCK + 10]) == content
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_neighbours_that_are_read_together_arrive_each_where_it_belongs(
+    tmp_path: Path, seed: int, direct: bool
+) -> None:
+    random_ = random.Random(seed)
+    content = make_file(tmp_path / "f", 6 * BLOCK)
+    borders = [0, *sorted(random_.sample(range(1, len(content)), 30)), len(content)]
+    pieces = list(pairwise(borders))
+    random_.shuffle(pieces)
+    with DiskReader(num_threads=1, block_bytes=BLOCK) as reader:
+        buffers = [AlignedBuffer(pages_above(PAGE_BYTES + end - start)) for start, end in pieces]
+        transfers = [
+            reader.read(
+                "f", [whole(tmp_path / "f", start, end - start, start % PAGE_BYTES, direct=direct)], buffer.bytes
+            )
+            for (start, end), buffer in zip(pieces, buffers, strict=True)
+        ]
+        for (start, end), buffer, transfer in zip(pieces, buffers, transfers, strict=True):
+            transfer.wait()
+            target = start % PAGE_BYTES
+            assert bytes(buffer.bytes[target : target + end - start]) == content[start:end]
+        assert reader.num_bytes == len(content)
+
+
+def test_all_who_wait_for_neighbours_learn_that_the_file_ended_too_early(tmp_path: Path) -> None:
+    make_file(tmp_path / "f", BLOCK)
+    with DiskReader(num_threads=1, block_bytes=BLOCK) as reader, AlignedBuffer(BLOCK) as busy:
+        reader.read("busy", [whole(tmp_path / "f", 0, BLOCK, direct=True)], busy.bytes)
+        with AlignedBuffer(BLOCK) as buffer:
+            ranges = [whole(tmp_path / "f", BLOCK - 20 + 15 * i, 15, 100 * i, direct=False) for i in range(2)]
+            transfers = [reader.read("f", [range_], buffer.bytes) for range_ in ranges]
+            for transfer in transfers[1:]:
+                with pytest.raises(CorruptCheckpointError, match="changed while it was in use"):
+                    transfer.wait()
+            transfers[0].settle()
 
 
 def test_many_transfers_arrive_each_with_its_own_bytes(reader: DiskReader, tmp_path: Path) -> None:

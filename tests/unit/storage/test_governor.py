@@ -25,10 +25,11 @@ def test_use_within_the_budget_is_no_pressure() -> None:
 
 def test_memory_that_can_be_given_back_is_no_pressure() -> None:
     assert not governor(1100, 1000).pressed()
+    assert not governor(1100, 1090, 1000).pressed()
 
 
 def test_more_than_the_budget_that_stays_is_pressure() -> None:
-    assert governor(1100, 1090).pressed()
+    assert governor(1100, 1090, 1080).pressed()
 
 
 def test_pressure_begins_before_the_tolerance_ends() -> None:

@@ -103,3 +103,18 @@ def test_a_container_s_limit_bounds_what_is_available(tmp_path: Path, monkeypatc
     assert container_limit_bytes() is None
     limit.unlink()
     assert available_bytes() > 64 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells of Linux's accounting")
+def test_code_that_was_let_go_runs_again() -> None:
+    program = (
+        "import torch\n"
+        "from headrace.storage.process_memory import release_code_pages, resident_bytes\n"
+        "product = torch.ones(8, 8) @ torch.ones(8, 8)\n"
+        "before = resident_bytes()\n"
+        "release_code_pages()\n"
+        "print(before - resident_bytes())\n"
+        "assert torch.equal(torch.ones(8, 8) @ torch.ones(8, 8), product)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 10 * MIB
