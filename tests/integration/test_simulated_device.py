@@ -22,6 +22,8 @@ SHARES = {
         "weights_on_host": 1.0,
         "kv_on_host": 1.0,
     },
+    "KV on the host, which attends": {"kv_on_device": 0, "kv_on_host": 1.0, "attend_on_host": True},
+    "KV on the host, and brought": {"kv_on_device": 0, "kv_on_host": 1.0, "attend_on_host": False},
     "everything on disk": {"weights_on_device": 0, "kv_on_device": 0, "weights_on_host": 0, "kv_on_host": 0},
     "a part on each": {
         "weights_on_device": 0.25,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace.executor.kv_stream import KVStream, lay_out
+from headrace.executor.kv_homes import AttendsAtHome, lay_out
+from headrace.executor.kv_stream import KVStream
 from headrace.executor.pools import build_pools
 from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_table import AttentionSpec, LayerTable
@@ -46,6 +47,11 @@ SHAPES = {
     "many micro-batches": Shape(num_micro_batches=3, sweep_tokens=23, block_tokens=4),
     "serial": Shape(num_micro_batches=2, sweep_tokens=64, schedule=serial_steps),
 }
+AT_HOME: dict[str, AttendsAtHome] = {
+    "always": lambda home, chunks, blocks: True,
+    "at times": lambda home, chunks, blocks: (home.offset + len(chunks) + len(blocks.blocks)) % 2 == 0,
+    "never": lambda home, chunks, blocks: False,
+}
 WITH_ATTENTION = [name for name in TINY_CONFIGS if name != "mamba2"]
 
 
@@ -55,7 +61,13 @@ def attention_layers(table: LayerTable) -> list[int]:
 
 @contextmanager
 def kv_elsewhere(
-    rig: Rig, table: LayerTable, layers: list[int], shape: Shape, folder: Path, tier: str = "disk"
+    rig: Rig,
+    table: LayerTable,
+    layers: list[int],
+    shape: Shape,
+    folder: Path,
+    tier: str = "disk",
+    at_home: str = "never",
 ) -> Iterator[None]:
     """Moves the KV of `layers` of a rig that has just been made to another tier, below memory or below a device."""
     num_blocks = [pool.num_blocks for pool in rig.cache.pools]
@@ -75,7 +87,9 @@ def kv_elsewhere(
 
     homes = lay_out(table, layers, num_blocks, shape.block_tokens, torch.float32, open_store)
     allocate = AlignedBuffer if tier == "disk" else link.device_memory
-    stream = KVStream(homes, slab_blocks=max(num_blocks), device=device, allocate=allocate)
+    stream = KVStream(
+        homes, slab_blocks=max(num_blocks), device=device, allocate=allocate, attends_at_home=AT_HOME[at_home]
+    )
     executor = executor_of(rig)
     pools = build_pools(table, num_blocks, shape.block_tokens, torch.float32, device, frozenset(layers))
     executor.contexts.__dict__["_pools"] = pools
@@ -106,6 +120,43 @@ def test_kv_elsewhere_gives_the_tokens_of_generate(name: str, rows: str, tier: s
     model, shape = tiny_engine_model(name), SHAPES["many micro-batches"]
     rig = make_rig(model, shape)
     with kv_elsewhere(rig, model.table, attention_layers(model.table), shape, tmp_path, tier):
+        assert_same_tokens(name, rig, ROWS[rows](every=1))
+
+
+@pytest.mark.parametrize("at_home", ["always", "at times"])
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_the_host_attends_over_its_kv_to_the_tokens_of_generate(name: str, at_home: str, tmp_path: Path) -> None:
+    model, shape = tiny_engine_model(name), SHAPES["many micro-batches"]
+    rig = make_rig(model, shape)
+    layers, tier = attention_layers(model.table), "host of a late device"
+    with kv_elsewhere(rig, model.table, layers, shape, tmp_path, tier, at_home):
+        assert_same_tokens(name, rig, ROWS["sharing"](every=1))
+
+
+def test_nothing_is_brought_where_the_host_attends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought: list[str] = []
+    monkeypatch.setattr(HostStore, "read", lambda store, what, slab, pieces: brought.append(what))
+    model, shape = tiny_engine_model("llama"), SHAPES["many micro-batches"]
+    rig = make_rig(model, shape)
+    layers, tier = attention_layers(model.table), "host of a late device"
+    with kv_elsewhere(rig, model.table, layers, shape, tmp_path, tier, "always"):
+        assert_same_tokens("llama", rig, ROWS["distinct"](every=1))
+    assert not brought
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_home", ["always", "at times"])
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_tokens_do_not_depend_on_who_attends(
+    name: str, rows: str, shape: str, elsewhere: str, at_home: str, tmp_path: Path
+) -> None:
+    model, chosen = tiny_engine_model(name), replace(SHAPES[shape], scarce=rows == "crowded")
+    rig = make_rig(model, chosen)
+    layers, tier = ELSEWHERE[elsewhere](attention_layers(model.table)), "host of a late device"
+    with kv_elsewhere(rig, model.table, layers, chosen, tmp_path, tier, at_home):
         assert_same_tokens(name, rig, ROWS[rows](every=1))
 
 

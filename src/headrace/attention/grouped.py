@@ -97,6 +97,9 @@ def _attend_tile(tile: _Tile, query: Tensor, pages: KVPages, rule: AttentionRule
 def _gather(pages: Tensor, blocks: Tensor) -> Tensor:
     """pages (N, K, S, D), blocks (R, B) -> (R * K, B * S, D) in fp32."""
     num_kv_heads, block_tokens, width = pages.shape[1:]
+    if not pages.is_contiguous():  # records, each with its keys and values
+        records = pages.index_select(0, blocks.reshape(-1)).view(*blocks.shape, *pages.shape[1:])
+        return records.transpose(1, 2).float().reshape(len(blocks) * num_kv_heads, -1, width)
     heads = torch.arange(num_kv_heads, device=blocks.device)
     rows = (blocks[:, None, :] * num_kv_heads + heads[None, :, None]).reshape(-1)
     picked = pages.view(-1, block_tokens, width).index_select(0, rows)

@@ -53,10 +53,12 @@ class AttentionRule:
         if self.softcap is not None:
             scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.slopes is not None:
-            heads = self.slopes.to(torch.float32).view(1, *scores.shape[1:3], 1, 1)
+            heads = self.slopes.to(scores.device, torch.float32).view(1, *scores.shape[1:3], 1, 1)
             scores = scores.add_(heads * key_positions[:, None, None, None, :])
         scores = scores.masked_fill_(hidden, float("-inf"))
         if self.sinks is None:
             return torch.softmax(scores, dim=-1, out=scores)
-        column = self.sinks.to(torch.float32).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+        column = (
+            self.sinks.to(scores.device, torch.float32).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+        )
         return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]

@@ -6,7 +6,7 @@
 --gpu-batch-size, --num-gpu-batches rows of a micro-batch, and micro-batches of a sweep
 --overlap false                     the plain serial schedule, which reads all weights for every micro-batch
 --pin-weight                        whether host memory is pinned; without a GPU there is nothing to pin
---cpu-cache-compute                 true of itself without a GPU; with one refused, since KV is brought to it
+--cpu-cache-compute                 the CPU attends over KV that lies on a GPU's host; without a GPU it does anyway
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class FlexGenOptions(TypedDict, total=False):
     kv_on_device: float
     kv_on_host: float
     activations_on_device: float
+    attend_on_host: bool
     disk: str
     max_num_seqs: int
     num_micro_batches: int
@@ -56,7 +57,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
         help="pinned host memory for weights and KV (default: true); without a GPU there is nothing to pin",
     )
     group.add_argument(
-        "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU to KV that is not on the GPU"
+        "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU over KV that is in its memory"
     )
 
 
@@ -82,7 +83,7 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     if args.pin_weight is not None and not _runs_on_cpu(args.device):
         found["pin_memory"] = args.pin_weight
     if args.cpu_cache_compute and not _runs_on_cpu(args.device):
-        raise OptionError("--cpu-cache-compute: this version attends on the GPU, wherever KV lies; leave it out")
+        found["attend_on_host"] = True
     return found
 
 

@@ -10,12 +10,14 @@ from typing import TypedDict
 import torch
 
 from headrace.engine.below import open_scratch_file
+from headrace.engine.host_attention import attends_at_home, never
 from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
 from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams
 from headrace.engine.streaming import hold_on_host
 from headrace.engine.tiers import Tiers
-from headrace.executor.kv_stream import NUM_SLABS, KVStream, LayerHome, lay_out
+from headrace.executor.kv_homes import AttendsAtHome, LayerHome, lay_out
+from headrace.executor.kv_stream import NUM_SLABS, KVStream
 from headrace.executor.pools import memory_shape
 from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
@@ -47,12 +49,14 @@ class KVBelow:
         on_host, on_disk: attention layers.
         slab_blocks: blocks of a group that a micro-batch may name.
         num_bytes: room for it.
+        attends_at_home: who attends over KV on the host there.
     """
 
     on_host: frozenset[int] = frozenset()
     on_disk: frozenset[int] = frozenset()
     slab_blocks: int = 0
     num_bytes: int = 0
+    attends_at_home: AttendsAtHome = never
 
     @property
     def layers(self) -> frozenset[int]:
@@ -114,7 +118,11 @@ def divide(
     if on_disk and not tiers.are_one:
         tiers.host_budget.charge("staging", all_slab_bytes)  # KV on disk passes as much memory of the host
     return KVBelow(
-        on_host=on_host, on_disk=on_disk, slab_blocks=slab_blocks, num_bytes=room.for_layers(len(on_host), len(on_disk))
+        on_host=on_host,
+        on_disk=on_disk,
+        slab_blocks=slab_blocks,
+        num_bytes=room.for_layers(len(on_host), len(on_disk)),
+        attends_at_home=attends_at_home(table, on_host, tiers, options, sweep, dtype) if on_host else never,
     )
 
 
@@ -146,6 +154,7 @@ def move_kv_below(
         slab_blocks=kv.slab_blocks,
         device=tiers.device,
         allocate=AlignedBuffer if tiers.link is None else tiers.link.device_memory,
+        attends_at_home=kv.attends_at_home,
     )
     placed.points = tuple(
         point

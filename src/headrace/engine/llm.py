@@ -57,6 +57,7 @@ class LLM:
         weights_on_host: float | None = None,
         kv_on_host: float | None = None,
         activations_on_device: float | None = None,
+        attend_on_host: bool | None = None,
         pin_memory: bool = True,
         chat_template: str | Path | None = None,
         trace: str | Path | None = None,
@@ -92,6 +93,8 @@ class LLM:
             kv_on_device: the same for the KV of attention layers.
             weights_on_host, kv_on_host: of what is not on the GPU (or a simulated device), the shares in the host's
                 memory; by default what fits. The rest is on disk.
+            attend_on_host: whether the CPU attends over KV that lies in the memory of a GPU's (or simulated device's)
+                host, rather than the GPU when the KV has been brought; by default where that is reckoned faster.
             activations_on_device: the share of a sweep's micro-batches whose activations stay on the GPU (or simulated
                 device) while they wait for their turn; those of the others are sent to the host. By default all stay,
                 unless sweeps would be small for it.
@@ -128,6 +131,7 @@ class LLM:
                 weights_on_host=weights_on_host,
                 kv_on_host=kv_on_host,
                 activations_on_device=activations_on_device,
+                attend_on_host=attend_on_host,
                 pin_memory=pin_memory,
                 chat_template=chat_template,
                 trace=trace,

@@ -36,6 +36,7 @@ class EngineOptions:
     weights_on_host: float | None = None
     kv_on_host: float | None = None
     activations_on_device: float | None = None
+    attend_on_host: bool | None = None
     pin_memory: bool = True
     chat_template: Path | str | None = None
     trace: Path | str | None = None

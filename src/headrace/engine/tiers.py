@@ -118,6 +118,11 @@ def _refuse_what_has_no_effect(options: EngineOptions, *, has_gpu: bool, is_simu
             f"activations_on_device is {options.activations_on_device}, but the model runs in the memory of the CPU, "
             "where all activations are; leave it out"
         )
+    if options.attend_on_host is not None:
+        raise OptionError(
+            f"attend_on_host is {options.attend_on_host}, but the model runs on the CPU, which attends wherever the KV "
+            "lies; leave it out"
+        )
     for name, share in (("weights_on_host", options.weights_on_host), ("kv_on_host", options.kv_on_host)):
         if share is not None:
             raise OptionError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,16 +12,14 @@ import torch
 
 from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.executor.contexts import ragged_layout
-from headrace.executor.pools import memory_shape
+from headrace.executor.kv_homes import AttendsAtHome, LayerHome
 from headrace.kv_cache.blocks import BlockCopy
 from headrace.kv_cache.local_blocks import Integers, LocalBlocks, number_blocks
-from headrace.kv_cache.pools import PageShape
-from headrace.kv_cache.slab import BlockRecord, Slab
-from headrace.kv_cache.stores import KVStore, SlabPiece
-from headrace.models.layer_table import LayerTable
+from headrace.kv_cache.slab import Slab
+from headrace.kv_cache.stores import SlabPiece
 from headrace.schedule.steps import BringKV
 from headrace.scheduler.sweep import Sweep
-from headrace.storage.aligned import AlignedBuffer, pages_above
+from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 from headrace.units import MIB
@@ -71,47 +69,6 @@ class NoKVElsewhere:
         pass
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerHome:
-    """Where one layer's blocks lie: block n is record n from `offset` on.
-
-    Attributes:
-        group: the layer's KV group.
-    """
-
-    store: KVStore
-    group: int
-    offset: int
-    record: BlockRecord
-
-
-def lay_out(
-    table: LayerTable,
-    layers: Iterable[int],
-    num_blocks: Sequence[int],
-    block_tokens: int,
-    dtype: torch.dtype,
-    open_store: Callable[[int, bool], KVStore],
-) -> dict[int, LayerHome]:
-    """Gives each of `layers`, all of them attention layers, its place in one store.
-
-    Args:
-        open_store: makes a store of so many bytes; the second argument says whether all pieces will be page-aligned.
-    """
-    group_of, places, end = table.group_of(), [], 0
-    for layer in sorted(layers):
-        shape = memory_shape(table.layers[layer].memory)
-        assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
-        record = BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
-        places.append((layer, end, record))
-        end += pages_above(num_blocks[group_of[layer]] * record.num_bytes)
-    store = open_store(end, all(record.is_aligned for _, _, record in places))
-    return {
-        layer: LayerHome(store=store, group=group_of[layer], offset=offset, record=record)
-        for layer, offset, record in places
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class _Moving:
     """A slab with the KV of one micro-batch in one layer, on its way here or home."""
@@ -127,6 +84,8 @@ class KVStream:
 
     What a micro-batch of the same sweep has yet to write is read only when it has. A sweep that failed has written
     nothing that a committed table names, but the unused ends of blocks.
+
+    KV in the memory of a device's host can be attended over there, by the host's CPU: nothing is brought then.
     """
 
     def __init__(
@@ -136,6 +95,7 @@ class KVStream:
         slab_blocks: int,
         device: torch.device,
         allocate: Callable[[int], Buffer] = AlignedBuffer,
+        attends_at_home: AttendsAtHome = lambda home, chunks, blocks: False,
     ) -> None:
         """Takes memory for the slabs.
 
@@ -143,9 +103,11 @@ class KVStream:
             slab_blocks: the most that a micro-batch names in one group.
             device: that computes.
             allocate: takes so many bytes of its memory.
+            attends_at_home: asked where a CPU can do that.
         """
         self._layers = dict(layers)
         self._device = device
+        self._attends_at_home = attends_at_home
         records = {home.record for home in layers.values()}
         self._slabs = [Slab(slab_blocks, records, allocate) for _ in range(NUM_SLABS)]
         self._block_tokens = next(iter(records)).block_tokens
@@ -156,16 +118,19 @@ class KVStream:
         self._order: deque[tuple[int, int]] = deque()
         self._sweep: Sweep | None = None
         self._blocks: dict[int, list[LocalBlocks]] = {}
-        self._layouts: dict[tuple[int, int], RaggedLayout] = {}
+        self._at_home: set[tuple[int, int]] = set()
+        self._layouts: dict[tuple[int, int, bool], RaggedLayout] = {}
 
     def begin(self, sweep: Sweep, order: Sequence[BringKV]) -> None:
         self._settle()
         self._sweep = sweep
-        self._order = deque((step.micro_batch, step.point.layer) for step in order if step.point.layer in self._layers)
         chunks = [micro_batch.chunks for micro_batch in sweep.micro_batches]
         groups = {home.group for home in self._layers.values()}
         self._blocks = {group: number_blocks(chunks, group, self._block_tokens) for group in groups}
         self._layouts = {}
+        uses = [(step.micro_batch, step.point.layer) for step in order if step.point.layer in self._layers]
+        self._at_home = {use for use in uses if self._is_at_home(*use)}
+        self._order = deque(use for use in uses if use not in self._at_home)
         self._copy(sweep.copies)
         self._read_ahead()
 
@@ -174,6 +139,11 @@ class KVStream:
         home = self._layers.get(step.point.layer)
         if home is None:
             return None
+        if key in self._at_home:
+            assert home.pages is not None
+            if len(self._blocks[home.group][step.micro_batch].late):
+                self._wait_until_home(step.point.layer)
+            return home.pages, self._layout(step.micro_batch, home.group, at_home=True)
         while not self._ahead:  # every slab is on its way home
             self._free_slab()
             self._read_ahead()
@@ -183,15 +153,14 @@ class KVStream:
         moving.transfer.wait()
         late = self._local(moving).late
         if len(late):
-            while any(going.layer == moving.layer for going in self._going_home):
-                self._free_slab()
+            self._wait_until_home(moving.layer)
             fetched = self._fetch(moving.layer, moving.micro_batch, moving.slab, late)
             self._present = replace(moving, transfer=fetched)
             fetched.wait()
-        return moving.slab.pages(home.record), self._layout(step.micro_batch, home.group)
+        return moving.slab.pages(home.record), self._layout(step.micro_batch, home.group, at_home=False)
 
     def store(self, micro_batch: int, layer: int) -> None:
-        if layer not in self._layers:
+        if layer not in self._layers or (micro_batch, layer) in self._at_home:
             return
         present, self._present = self._present, None
         assert present is not None and (present.micro_batch, present.layer) == (micro_batch, layer)
@@ -216,13 +185,28 @@ class KVStream:
     def _local(self, moving: _Moving) -> LocalBlocks:
         return self._blocks[self._layers[moving.layer].group][moving.micro_batch]
 
-    def _layout(self, micro_batch: int, group: int) -> RaggedLayout:
-        """Built once for all layers of the group."""
-        key = micro_batch, group
+    def _is_at_home(self, micro_batch: int, layer: int) -> bool:
+        assert self._sweep is not None
+        home = self._layers[layer]
+        chunks, blocks = self._sweep.micro_batches[micro_batch].chunks, self._blocks[home.group][micro_batch]
+        return home.pages is not None and self._attends_at_home(home, chunks, blocks)
+
+    def _wait_until_home(self, layer: int) -> None:
+        """What earlier micro-batches of the sweep have written in `layer` is to be read."""
+        while any(going.layer == layer for going in self._going_home):
+            self._free_slab()
+
+    def _layout(self, micro_batch: int, group: int, *, at_home: bool) -> RaggedLayout:
+        """Built once for all layers of the group that lie on a device, or are attended over at home."""
+        key = micro_batch, group, at_home
         if key not in self._layouts:
             assert self._sweep is not None
-            chunks, local = self._sweep.micro_batches[micro_batch].chunks, self._blocks[group][micro_batch]
-            self._layouts[key] = ragged_layout(chunks, group, self._block_tokens, self._device, local.translate)
+            chunks, tokens = self._sweep.micro_batches[micro_batch].chunks, self._block_tokens
+            if at_home:
+                self._layouts[key] = ragged_layout(chunks, group, tokens, torch.device("cpu"))
+            else:
+                local = self._blocks[group][micro_batch]
+                self._layouts[key] = ragged_layout(chunks, group, tokens, self._device, local.translate)
         return self._layouts[key]
 
     def _read_ahead(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from headrace.attention.ragged import KVPages
 from headrace.kv_cache.pools import PageShape
@@ -45,6 +46,17 @@ class BlockRecord:
     def is_aligned(self) -> bool:
         """Whether keys and values begin and end at page borders wherever the first record does."""
         return self.key_bytes % PAGE_BYTES == 0 and self.value_bytes % PAGE_BYTES == 0
+
+    def pages_of(self, records: Tensor) -> KVPages:
+        """Returns records, (N, numbers of one), as pages of N blocks."""
+        shape, num_key_numbers = self.shape, self.key_bytes // self.dtype.itemsize
+        pages = (len(records), shape.num_kv_heads, self.block_tokens)
+        keys, values = records[:, :num_key_numbers], records[:, num_key_numbers:]
+        return KVPages(
+            keys=keys.view(*pages, shape.key_width),
+            values=None if shape.latent else values.view(*pages, shape.value_width),
+            value_width=shape.value_width,
+        )
 
 
 class Slab:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.kv_cache.slab import Slab, Span
+from headrace.attention.ragged import KVPages
+from headrace.kv_cache.slab import BlockRecord, Slab, Span
 from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.link import Link, Part
 from headrace.storage.scratch_file import Piece, ScratchFile
@@ -30,6 +31,12 @@ class KVStore(Protocol):
     def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
         """Begins to store all pieces of `slab`, which must not change before the transfer is complete."""
 
+    def pages(self, offset: int, num_blocks: int, record: BlockRecord) -> KVPages | None:
+        """Returns the records from `offset` on as pages that can be attended over where they are; None if they cannot.
+
+        Whoever uses them sees to it that no transfer does.
+        """
+
     def close(self) -> None:
         """Gives memory and disk back; a second call does nothing."""
 
@@ -45,6 +52,9 @@ class FileStore:
 
     def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
         return self._file.write(what, _file_pieces(_own_memory(slab), pieces))
+
+    def pages(self, offset: int, num_blocks: int, record: BlockRecord) -> None:
+        return None
 
     def close(self) -> None:
         self._file.close()
@@ -62,6 +72,10 @@ class HostStore:
 
     def write(self, what: str, slab: Slab, pieces: Sequence[SlabPiece]) -> Transfer:
         return self._link.download(what, slab.buffer, self._parts(pieces))
+
+    def pages(self, offset: int, num_blocks: int, record: BlockRecord) -> KVPages:
+        width = record.num_bytes // record.dtype.itemsize
+        return record.pages_of(self._memory.tensor(offset, (num_blocks, width), record.dtype))
 
     def close(self) -> None:
         self._memory.close()
@@ -97,6 +111,9 @@ class FileBehindLink:
         mirror = self._mirror(slab)
         arrived = self._link.download(what, slab.buffer, _mirrored(mirror, pieces))
         return self._file.write(what, _file_pieces(mirror, pieces), after=arrived)
+
+    def pages(self, offset: int, num_blocks: int, record: BlockRecord) -> None:
+        return None
 
     def close(self) -> None:
         self._file.close()

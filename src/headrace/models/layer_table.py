@@ -93,11 +93,17 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerTable:
-    """The model as everything above `models` knows it."""
+    """The model as everything above `models` knows it.
+
+    Attributes:
+        num_heads: of queries; 0 in a model without attention.
+        max_positions: None where the model has no limit.
+    """
 
     model_type: str
     vocab_size: int
     hidden_size: int
+    num_heads: int
     max_positions: int | None
     layers: tuple[LayerSpec, ...]
 
@@ -174,6 +180,7 @@ def layer_table(config: ModelConfig) -> LayerTable:
         model_type=config.model_type,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
+        num_heads=_optional_int(config, "num_attention_heads", "n_head") or 0,
         max_positions=_optional_int(config, "max_position_embeddings", "seq_length"),
         layers=tuple(
             LayerSpec(memory=memory, experts=_experts(config, index)) for index, memory in enumerate(memories)

@@ -40,7 +40,7 @@ class MicroBatchContext:
         layouts: per KV group: the ragged layout, or the batches of a state group.
         waits: points at which this micro-batch really suspends; the others are passed without a stop.
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
-        brought: per layer whose KV lives elsewhere, while it is here: pages, and a layout that names their blocks.
+        brought: per layer whose KV is not in the pools, while it can be attended over: pages, and a layout of them.
         routing: per layer at whose experts the micro-batch waits: (T, k), which experts each token goes to.
         experts: per layer whose experts live elsewhere, from their arrival until they run: those of `routing`.
         waiting: what it goes on with, while it waits.
@@ -83,11 +83,15 @@ class MicroBatchContext:
         return self.experts.pop(layer, None)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
-        """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""
+        """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V).
+
+        Both are done where the pages are, which may be the host of the device that computes everything else.
+        """
         self.reach(Point("attention", layer))
         pages, layout = self.brought.get(layer) or self._kept(layer)
-        pages.write(keys, values, layout)
-        return self.attention.attend(query, pages, layout, rule)
+        place = pages.keys.device
+        pages.write(keys.to(place), None if values is None else values.to(place), layout)
+        return self.attention.attend(query.to(place), pages, layout, rule).to(query.device)
 
     def _kept(self, layer: int) -> tuple[KVPages, RaggedLayout]:
         layout = self.layouts[self.pools.group_of[layer]]

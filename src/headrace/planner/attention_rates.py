@@ -18,7 +18,7 @@ from headrace.units import MIB
 
 _BLOCK_TOKENS = 32
 _DECODE_CONTEXT, _PREFILL_TOKENS = 1024, 512
-_KV_BYTES, _MOST_ROWS = 128 * MIB, 32
+_MOST_ROWS = 32
 _ENOUGH_SECONDS = 0.3
 
 
@@ -37,10 +37,12 @@ STANDARD_ATTENTION = AttentionShape(num_heads=32, num_kv_heads=8, key_width=128,
 """That of an 8B Llama."""
 
 
-def measure_attention(device: torch.device, dtype: torch.dtype, shape: AttentionShape) -> Iterator[AttentionRate]:
-    """Yields the rates of a micro-batch of decoding rows and of one of a prompt's first 512 tokens."""
+def measure_attention(
+    device: torch.device, dtype: torch.dtype, shape: AttentionShape, *, kv_bytes: int = 128 * MIB
+) -> Iterator[AttentionRate]:
+    """Yields the rates of a micro-batch of decoding rows, with `kv_bytes` of KV, and of a prompt's first 512 tokens."""
     numbers = shape.num_kv_heads * (shape.key_width + (0 if shape.latent else shape.value_width))
-    num_rows = max(1, min(_MOST_ROWS, _KV_BYTES // (_DECODE_CONTEXT * numbers * dtype.itemsize)))
+    num_rows = max(1, min(_MOST_ROWS, kv_bytes // (_DECODE_CONTEXT * numbers * dtype.itemsize)))
     with torch.inference_mode():
         yield _measure(device, dtype, shape, "decode", num_rows, 1, _DECODE_CONTEXT)
         yield _measure(device, dtype, shape, "prefill", 1, _PREFILL_TOKENS, _PREFILL_TOKENS)

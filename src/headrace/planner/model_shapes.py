@@ -49,15 +49,14 @@ def read_model_shapes(folder: Path) -> ModelShapes:
                 rows, columns = source.shape[-2:]
                 numbers[rows, columns] += torch.Size(source.shape).numel()
     kinds = Counter(layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec))
-    config = outline.config.get_text_config()
-    num_heads = getattr(config, "num_attention_heads", None) or getattr(config, "n_head", None)
     return ModelShapes(
         matrices=tuple(shape for shape, _ in numbers.most_common(_MOST_MATRICES)),
-        attention=_attention(kinds.most_common(1)[0][0], int(num_heads)) if kinds and num_heads else None,
+        attention=attention_shape(kinds.most_common(1)[0][0], table.num_heads) if kinds else None,
     )
 
 
-def _attention(spec: AttentionSpec, num_heads: int) -> AttentionShape:
+def attention_shape(spec: AttentionSpec, num_heads: int) -> AttentionShape:
+    """Returns the heads of a layer for `measure_attention`."""
     return AttentionShape(
         num_heads=num_heads,
         num_kv_heads=spec.num_kv_heads,

@@ -49,10 +49,13 @@ def test_a_device_has_shares_of_everything_and_its_host_others() -> None:
     }
 
 
-@pytest.mark.parametrize("device", ["simulated:1GiB,1GB/s"])
-def test_pinning_is_asked_of_a_device(device: str) -> None:
-    words = ["generate", "--model", "demo", "--device", device, "--pin-weight", "true"]
-    assert dict(flexgen_options(build_parser().parse_args(words))) == {"pin_memory": True}
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(("--pin-weight", "true"), {"pin_memory": True}), (("--cpu-cache-compute",), {"attend_on_host": True})],
+)
+def test_what_only_devices_with_a_host_know(words: tuple[str, ...], expected: dict[str, object]) -> None:
+    asked = ["generate", "--model", "demo", "--device", "simulated:1GiB,1GB/s", *words]
+    assert dict(flexgen_options(build_parser().parse_args(asked))) == expected
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def table(*memories: AttentionSpec | StateSpec, max_positions: int | None = 4096
         model_type="llama",
         vocab_size=1000,
         hidden_size=256,
+        num_heads=4,
         max_positions=max_positions,
         layers=tuple(LayerSpec(memory=memory) for memory in memories),
     )

@@ -23,6 +23,7 @@ SIMULATED = "simulated:1GiB,20GB/s"
         ("cpu", {"activations_on_device": 0.5}, "where all activations are"),
         ("cpu", {"weights_on_host": 0.5}, "with weights_on_device"),
         ("cpu", {"kv_on_host": 1.0}, "with kv_on_device"),
+        ("cpu", {"attend_on_host": True}, "wherever the KV lies"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(device: str, given: dict[str, Any], message: str) -> None:
