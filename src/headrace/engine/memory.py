@@ -32,6 +32,8 @@ _REMAINING_NUMBERS = 1.25
 """Of a token's hidden states: the last ones, while it waits at the head, and its rotary angles."""
 _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
+_WAITING_SHARE = 1 / 8
+"""Of what is free then, for activations that wait on the device: rows in flight, and their KV, matter more."""
 _SAMPLING_BYTES = 32 * MIB
 
 Probe = Callable[[int, int], ActivationPeak]
@@ -127,23 +129,22 @@ def plan_sweep(
     peak = measured.at(context)
     settle()
     budget.charge("activations", peak)
-    num_tokens, below = micro_batch, None
     bytes_per_token, share = _waiting_bytes(table, dtype_bytes), options.activations_on_device
-    is_short = micro_batch < DEFAULT_BATCHED_TOKENS
     wanted = STREAMED_BATCHED_TOKENS if is_streamed and options.max_num_batched_tokens is None else micro_batch
-    waiting = (wanted - micro_batch) * bytes_per_token
-    if not is_short and share in (None, 1) and waiting <= _ACTIVATION_SHARE * budget.free_bytes:
-        if waiting:
-            budget.charge("waiting micro-batches", waiting)
-        num_tokens, peak = wanted, peak + waiting
-    elif host_budget is not None and share != 1:
+    fitting = int(_WAITING_SHARE * budget.free_bytes) // bytes_per_token // micro_batch * micro_batch
+    num_tokens, below = min(wanted, micro_batch + fitting), None
+    waiting = (num_tokens - micro_batch) * bytes_per_token
+    if host_budget is not None and share != 1 and (share is not None or num_tokens < wanted):
         demand = _below_demand(wanted, micro_batch, bytes_per_token, table.hidden_size * dtype_bytes, options)
         fits = max(demand.device_bytes / max(1, budget.free_bytes), demand.host_bytes / max(1, host_budget.free_bytes))
-        if share is not None or (fits <= _ACTIVATION_SHARE and demand.device_bytes < waiting):
-            budget.charge("waiting micro-batches", demand.device_bytes)
+        spares = demand.device_bytes < (wanted - micro_batch) * bytes_per_token
+        if share is not None or (fits <= _ACTIVATION_SHARE and spares):
             host_budget.charge("waiting micro-batches", demand.host_bytes)
-            num_tokens, peak = wanted, peak + demand.device_bytes
+            num_tokens, waiting = wanted, demand.device_bytes
             below = WaitingBelow(slot_bytes=demand.slot_bytes, host_bytes=demand.host_bytes)
+    if waiting:
+        budget.charge("waiting micro-batches", waiting)
+        peak += waiting
     return SweepPlan(
         context_tokens=context,
         max_num_seqs=num_seqs,

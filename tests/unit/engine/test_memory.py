@@ -175,7 +175,9 @@ def test_streamed_sweeps_have_more_tokens_which_wait_for_their_turn() -> None:
     found = plan(host(4 * GIB), FULL, probe=linear(1000), is_streamed=True)
     assert found.max_num_batched_tokens == STREAMED_BATCHED_TOKENS
     assert found.micro_batch_tokens == 1024
-    assert plan(host(2 * MIB), FULL, probe=linear(1000), is_streamed=True).max_num_batched_tokens < 1024
+    short = plan(host(2 * MIB), FULL, probe=linear(1000), is_streamed=True)
+    assert short.micro_batch_tokens < 1024
+    assert short.micro_batch_tokens <= short.max_num_batched_tokens < STREAMED_BATCHED_TOKENS
 
 
 def test_where_the_device_is_short_micro_batches_wait_on_its_host() -> None:
@@ -192,7 +194,9 @@ def test_where_the_device_is_short_micro_batches_wait_on_its_host() -> None:
 def test_where_the_host_is_short_too_sweeps_stay_small() -> None:
     device, below = Budget(tier="device", limit_bytes=90 * MIB, option="--gpu-memory"), host(20 * MIB)
     found = plan(device, FULL, probe=linear(MIB // 10), is_streamed=True, host_budget=below)
-    assert found.max_num_batched_tokens <= 300 and found.sweep.below is None and below.charged_bytes == 0
+    assert found.micro_batch_tokens <= 300 and found.sweep.below is None and below.charged_bytes == 0
+    assert found.max_num_batched_tokens in range(2 * found.micro_batch_tokens, STREAMED_BATCHED_TOKENS)
+    assert found.max_num_batched_tokens % found.micro_batch_tokens == 0
 
 
 def test_where_the_device_has_room_everything_waits_there_unless_a_share_is_asked_for() -> None:
