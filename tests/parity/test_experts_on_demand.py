@@ -63,7 +63,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ImageKey, int]]:
 def read(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     share = READING[how]
     if share is not None:
-        monkeypatch.setattr(expert_stream, "_MOST_ON_DEMAND", share)
+        monkeypatch.setattr(expert_stream, "MOST_ON_DEMAND", share)
 
 
 @pytest.mark.parametrize("how", READING)

@@ -11,7 +11,7 @@ import torch
 
 from headrace.engine.below import open_scratch_file
 from headrace.engine.host_attention import attends_at_home, never
-from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, row_bytes
+from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, needed_context, row_bytes
 from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams
 from headrace.engine.streaming import hold_on_host
@@ -68,6 +68,7 @@ class _RowDemand(TypedDict):
     kv_layer_bytes: list[int]
     row_bytes: int
     written_share: float
+    longest_row: float
 
 
 def divide(
@@ -216,6 +217,7 @@ def _row_demand(
         "kv_layer_bytes": kv_layer_bytes,
         "row_bytes": max(0, all_bytes - sum(kv_layer_bytes)),
         "written_share": 1 / num_blocks,
+        "longest_row": needed_context(table, options) / typical,
     }
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -265,9 +266,11 @@ def _place_model(
     host, device = tiers.host_budget, tiers.device_budget
     release_freed_memory()
     used = resident_bytes()
-    smallest = smallest_bytes(table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options)
+    smallest = partial(
+        smallest_bytes, table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options
+    )
     base = used if tiers.are_one else 0
-    is_too_large = base + weights.num_bytes + smallest > device.limit_bytes
+    is_too_large = base + weights.num_bytes + smallest() > device.limit_bytes
     streams = options.asks_to_stream or is_too_large
     try:
         if not tiers.are_one:
@@ -277,7 +280,7 @@ def _place_model(
                 f"{'Python with torch, ' if tiers.are_one else ''}the least part of "
                 f"{format_bytes(weights.num_bytes)} of weights that must be in memory at a time, and the smallest KV "
                 "cache and sweep",
-                base + least_stream_bytes(model, weights) + smallest,
+                base + least_stream_bytes(model, weights) + smallest(kv_below=True),
             )
     except BudgetError as error:
         raise BudgetError(f"the model does not fit: {error}. (Nothing was loaded.)") from None

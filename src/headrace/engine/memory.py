@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from headrace.engine.options import EngineOptions
 from headrace.errors import OptionError
 from headrace.executor.activations import NUM_SLOTS, slot_bytes
+from headrace.executor.kv_stream import NUM_SLABS
 from headrace.executor.pool_plan import GroupDemand, PoolPlanner
 from headrace.executor.probe import ActivationPeak
 from headrace.models.layer_table import AttentionSpec, LayerTable
@@ -80,19 +81,27 @@ class CachePlan:
     kv_bytes: int
 
 
-def smallest_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, options: EngineOptions) -> int:
+def smallest_bytes(
+    *, table: LayerTable, dtype_bytes: int, block_tokens: int, options: EngineOptions, kv_below: bool = False
+) -> int:
     """Returns what an engine needs at least, beside Python and weights: an estimate, rather too high than too low.
+
+    Args:
+        kv_below: KV may lie below the device, but for that of the layers that are attended over.
 
     Raises:
         OptionError: `max_model_len` is beyond what the model was made for.
     """
-    num_tokens, context = SMALLEST_SWEEP_TOKENS, _needed_context(table, options)
+    num_tokens, context = SMALLEST_SWEEP_TOKENS, needed_context(table, options)
     attention = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
     widest = max((spec.num_kv_heads * (spec.key_width + spec.value_width) for spec in attention), default=0)
     num_heads = max((table.hidden_size // spec.key_width + 1 for spec in attention), default=0)
     activations = 4 * num_tokens * 32 * table.hidden_size + 4 * context * (widest + 2 * num_heads * num_tokens)
     logits = 8 * num_tokens * table.vocab_size + min(_SAMPLING_BYTES, 32 * num_tokens * table.vocab_size)
     kv = _planner(table, dtype_bytes, block_tokens, num_tokens).bytes_for(1, context)
+    if kv_below and options.kv_on_device is None:
+        states = _planner(table, dtype_bytes, block_tokens, num_tokens, _attention_layers(table)).bytes_for(1, context)
+        kv = min(kv, states + NUM_SLABS * (context + block_tokens) * widest * dtype_bytes)
     return LIBRARY_BYTES + activations + logits + kv
 
 
@@ -119,13 +128,13 @@ def plan_sweep(
         BudgetError: not even the smallest sweep fits.
         OptionError: `max_model_len` is beyond what the model was made for.
     """
-    wanted_context, needed_context = _wanted_context(table, options), _needed_context(table, options)
+    wanted_context, least_context = _wanted_context(table, options), needed_context(table, options)
     smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
-    useful_context = max(needed_context, min(wanted_context, TYPICAL_TOKENS))
+    useful_context = max(least_context, min(wanted_context, TYPICAL_TOKENS))
     micro_batch, num_seqs, measured = _choose_sweep(budget, options, probe, useful_context)
     room = int(_ACTIVATION_SHARE * budget.free_bytes) - measured.sweep_bytes
     longest = smallest.longest_sequence(int((1 - _ACTIVATION_SHARE) * budget.free_bytes), wanted_context)
-    context = max(needed_context, min(longest, int(room / measured.bytes_per_position)))
+    context = max(least_context, min(longest, int(room / measured.bytes_per_position)))
     peak = measured.at(context)
     settle()
     budget.charge("activations", peak)
@@ -174,9 +183,9 @@ def plan_cache(
     Raises:
         BudgetError: that is too little for a row of the shortest useful context.
     """
-    needed_context = _needed_context(table, options)
+    least_context = needed_context(table, options)
     planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, elsewhere)
-    budget.require(f"the KV of a row of {needed_context} tokens", planner.bytes_for(1, needed_context))
+    budget.require(f"the KV of a row of {least_context} tokens", planner.bytes_for(1, least_context))
     context = planner.longest_sequence(budget.free_bytes, sweep.context_tokens)
     typical = options.typical_row_tokens or TYPICAL_TOKENS
     num_blocks = planner.split(
@@ -198,6 +207,12 @@ def plan_cache(
     kv_bytes = sum(count * demand.block_bytes for count, demand in zip(num_blocks, planner.demands, strict=True))
     budget.charge("KV cache", kv_bytes)
     return CachePlan(max_model_len=context, num_blocks=tuple(num_blocks), kv_bytes=kv_bytes)
+
+
+def needed_context(table: LayerTable, options: EngineOptions) -> int:
+    """Returns the context below which no engine starts: all that was asked for, or what makes it useful at all."""
+    wanted = _wanted_context(table, options)
+    return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
 
 
 def row_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, sweep: SweepPlan, num_tokens: int) -> int:
@@ -233,6 +248,10 @@ def _below_demand(
     )
 
 
+def _attention_layers(table: LayerTable) -> frozenset[int]:
+    return frozenset(index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec))
+
+
 def _others(table: LayerTable, layers: frozenset[int]) -> frozenset[int]:
     return frozenset(range(len(table.layers))) - layers
 
@@ -260,12 +279,6 @@ def _wanted_context(table: LayerTable, options: EngineOptions) -> int:
     if limit is not None and options.max_model_len > limit:
         raise OptionError(f"max_model_len is {options.max_model_len}; this model was made for at most {limit} tokens")
     return options.max_model_len
-
-
-def _needed_context(table: LayerTable, options: EngineOptions) -> int:
-    """The context below which the engine does not start: all that was asked for, or what makes it useful at all."""
-    wanted = _wanted_context(table, options)
-    return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
 
 
 def _choose_sweep(

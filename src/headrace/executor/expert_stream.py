@@ -19,7 +19,7 @@ from headrace.schedule.steps import Point
 from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 
-_MOST_ON_DEMAND = 2 / 3
+MOST_ON_DEMAND = 2 / 3
 """Of a layer's experts. Sweeps that are expected to need more read all of them in order: on demand a disk gave 0.77 of
 its rate in order (virtual disk, 2.4 MB an expert, whatever the share), and nothing is read while experts compute."""
 
@@ -119,7 +119,7 @@ class ExpertStream:
         layers = [point.layer for point in points if point.kind == "experts" and point.layer in self._images]
         self._turns = {layer: turn for turn, layer in enumerate(layers)}
         self._position = 0
-        self._in_order = self._spec.expected_share(num_tokens) > _MOST_ON_DEMAND
+        self._in_order = self._spec.expected_share(num_tokens) > MOST_ON_DEMAND
         self._uses.next_sweep()
         held = {id(place.buffer) for place in self._places.values()}
         self._free = [buffer for buffer in self._buffers if id(buffer) not in held]  # a Ctrl-C may have lost one

@@ -39,6 +39,7 @@ class Demand:
         slab_bytes: memory that is taken as soon as any KV lies below.
         written_share: of a row's KV that every sweep writes.
         room_below_bytes: for the KV of those layers.
+        longest_row: that has to fit, in typical rows.
     """
 
     part_bytes: Sequence[int]
@@ -50,6 +51,7 @@ class Demand:
     slab_bytes: int = 0
     written_share: float = 0.0
     room_below_bytes: int = 0
+    longest_row: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ def place(demand: Demand, rates: Rates, num_bytes: int, shares: Shares | None = 
 
     A sweep takes as long as the slower of moving bytes, weights and KV, and computing. Every resident byte spares
     reading; every byte for KV lets more rows share what is read; KV on disk does that too, but is moved in every sweep.
-    Where not one row fits, what `shares` asks for is returned all the same, and otherwise nothing stays.
+    Where the longest row does not fit, what `shares` asks for is returned all the same, and otherwise nothing stays.
     """
     shares = shares or Shares()
     share_below = None if shares.kv is None else 1 - shares.kv
@@ -111,6 +113,8 @@ def _speed(
     rows = min(demand.max_rows, room // max(1, row_bytes))
     if below:
         rows = min(rows, demand.room_below_bytes // below)
+    if demand.longest_row * row_bytes > room or demand.longest_row * below > demand.room_below_bytes:
+        return 0.0, 0
     moved = sum(demand.part_bytes) - kept + rows * below * (1 + demand.written_share)
     computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
     return rows / max(moved / rates.below, computing, 1e-9), rows

@@ -48,6 +48,13 @@ def test_kv_stays_in_memory_where_computing_takes_longest() -> None:
     assert not place(WITH_DISK, SLOW_CPU, 600).kv_below
 
 
+def test_kv_of_a_row_that_memory_does_not_hold_goes_to_disk_whatever_it_costs() -> None:
+    long = replace(WITH_DISK, longest_row=60.0)
+    assert not place(long, SLOW_CPU, 600).kv_below
+    assert len(place(long, SLOW_CPU, 599).kv_below) > 0
+    assert place(replace(long, room_below_bytes=100), SLOW_CPU, 300) == Placement()
+
+
 def test_no_more_kv_goes_to_disk_than_there_is_room_for() -> None:
     assert not place(replace(WITH_DISK, room_below_bytes=5), SLOW_DISK, 500).kv_below
 
