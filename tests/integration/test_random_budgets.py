@@ -117,5 +117,8 @@ def test_no_random_job_exceeds_its_budget(
     job = random_job(seed, save_model, jobs)
     measured = run_with_what_it_names(jobs, job)
     highest.append(measured.peak_bytes / measured.budget_bytes)
-    record_figure(f"{len(highest)} random models, budgets and jobs, highest peak memory", f"{max(highest):.1%}")
+    percent = 100 * max(highest)
+    record_figure(
+        "random models, budgets and jobs, highest peak memory", f"{percent:.1f} % of the budget, in {len(highest)}"
+    )
     print(f"seed {seed}: {highest[-1]:.3f} of the budget; {measured.description}; {measured.ledger}")
