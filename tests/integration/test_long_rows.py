@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_rows_as_long_as_asked_for_run_with_their_kv_below(folder: Path) -> None:
     whole, expected = answer(folder, "simulated:2GiB,20GB/s")
-    below, tokens = answer(folder, "simulated:240MiB,20GB/s")
+    below, tokens = answer(folder, "simulated:300MiB,20GB/s")
     assert "on host" not in whole and f"context {CONTEXT:,} tokens" in whole
     assert "on host" in below and f"context {CONTEXT:,} tokens" in below
     assert tokens == expected
@@ -58,4 +58,4 @@ def test_rows_as_long_as_asked_for_run_with_their_kv_below(folder: Path) -> None
 
 def test_shares_that_are_asked_for_go_before(folder: Path) -> None:
     with pytest.raises(BudgetError, match="does not fit"):
-        answer(folder, "simulated:240MiB,20GB/s", kv_on_device=1.0)
+        answer(folder, "simulated:300MiB,20GB/s", kv_on_device=1.0)
