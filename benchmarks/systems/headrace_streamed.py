@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from benchmarks.processes import Figures, StorageTraffic, serve
 from headrace import LLM, SamplingParams
-from headrace.engine import weights as weights_room
+from headrace.engine import streaming
 from headrace.engine.engine import Engine
 from headrace.errors import BudgetError
 from headrace.executor.executor import Executor, Sampler
@@ -99,7 +99,7 @@ class SweepLog:
 
 def measure(request: Figures) -> Figures:
     """Answers `rows` random prompts, or only says what would run at a time where there are none."""
-    weights_room.DiskReader = NotedReader  # type: ignore[attr-defined,misc]
+    streaming.DiskReader = NotedReader  # type: ignore[attr-defined,misc]
     start = time.perf_counter()
     try:
         llm = _open(request, request["memory"]) if request["memory"] else _open_with_least(request)
