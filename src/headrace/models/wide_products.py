@@ -12,10 +12,14 @@ from torch.overrides import TorchFunctionMode
 from headrace.models.choices import is_slow
 from headrace.units import MIB
 
-_LEAST_TOKENS = 32
-"""Fewer do not pay for widening: measured with weights of 11008 x 4096 on a Xeon with AVX-512 but no bf16."""
+_LEAST_TOKENS = 4
+"""Fewer do not pay for widening: this and what follows was measured on a Xeon with AVX-512 but no bf16 instructions."""
+_FEW_TOKENS = 64
+_FEW_BLOCK_NUMBERS, _FEW_BLOCK_ROWS = 4 * MIB // 4, 256
+"""Widened at a time where tokens are few and the block, not the products, takes longest: what stays in caches. With
+300 to 600 rows torch's products of so few tokens are half as fast."""
 _BLOCK_NUMBERS = 16 * MIB // 4
-"""Widened at a time. Smaller blocks would stay in caches, but every block is two more meetings of all threads."""
+"""The same where tokens are many, and every block is two more meetings of all threads."""
 
 
 class WideProducts(TorchFunctionMode):
@@ -46,7 +50,7 @@ class WideProducts(TorchFunctionMode):
             return torch.nn.functional.linear(input, weight, bias)
         tokens = input.reshape(num_tokens, weight.shape[1]).float()
         output = input.new_empty(num_tokens, len(weight))
-        step = max(1, _BLOCK_NUMBERS // weight.shape[1])
+        step = _block_rows(num_tokens, weight.shape[1])
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
             output[:, rows] = torch.nn.functional.linear(
@@ -59,6 +63,13 @@ class WideProducts(TorchFunctionMode):
         if self._block.numel() < weight.numel():
             self._block = torch.empty(weight.numel())
         return self._block[: weight.numel()].view(weight.shape).copy_(weight)
+
+
+def _block_rows(num_tokens: int, num_columns: int) -> int:
+    """Of a weight, to be widened at a time."""
+    if num_tokens < _FEW_TOKENS:
+        return max(1, min(_FEW_BLOCK_ROWS, _FEW_BLOCK_NUMBERS // num_columns))
+    return max(1, _BLOCK_NUMBERS // num_columns)
 
 
 def products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -20,12 +20,14 @@ def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("num_tokens", [2, 20, 40])
 @pytest.mark.parametrize("block_rows", [3, 7, 100])
 def test_products_are_rounded_once_wherever_blocks_end(
-    dtype: torch.dtype, with_bias: bool, block_rows: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, with_bias: bool, num_tokens: int, block_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wide_products, "_BLOCK_NUMBERS", block_rows * 48)
-    tokens, weight = drawn(2, 20, 48, dtype=dtype), drawn(21, 48, dtype=dtype)
+    monkeypatch.setattr(wide_products, "_FEW_BLOCK_ROWS", block_rows)
+    tokens, weight = drawn(2, num_tokens, 48, dtype=dtype), drawn(21, 48, dtype=dtype)
     bias = drawn(21, dtype=dtype) if with_bias else None
     with WideProducts():
         found = linear(tokens, weight, bias)
@@ -33,12 +35,12 @@ def test_products_are_rounded_once_wherever_blocks_end(
     assert found.dtype is dtype
     # Sums in float32 may fall to the other side of a border between two numbers of the dtype: by one, and rarely.
     assert torch.allclose(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    assert (found == exact.to(dtype)).float().mean() > 0.99
+    assert (found == exact.to(dtype)).float().mean() > 0.98
 
 
 def test_few_tokens_and_full_precision_are_left_to_torch() -> None:
     wide = WideProducts()
-    for tokens, weight in ((drawn(31, 48), drawn(8, 48)), (drawn(64, 48).float(), drawn(8, 48).float())):
+    for tokens, weight in ((drawn(3, 48), drawn(8, 48)), (drawn(64, 48).float(), drawn(8, 48).float())):
         with wide:
             found = linear(tokens, weight)
         assert torch.equal(found, linear(tokens, weight))
