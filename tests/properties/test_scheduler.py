@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -19,6 +21,7 @@ LIMITS = st.builds(
     SweepLimits,
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 40),
+    filling_tokens=st.one_of(st.integers(1, 40), st.just(sys.maxsize)),
     max_micro_batch_tokens=st.integers(1, 20),
     num_micro_batches=st.integers(1, 3),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 import torch
@@ -27,7 +27,7 @@ from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
-from headrace.planner.placement import Demand, Rates, Shares, place, spread
+from headrace.planner.placement import Demand, Placement, Rates, Shares, place, spread
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import AlignedBuffer
 from headrace.storage.disk_reader import BLOCK_BYTES, NUM_THREADS, DiskReader
@@ -39,6 +39,8 @@ _KV_DISK_SHARE = 1 / 2
 _KV_HOST_SHARE = 1 / 2
 """Of what the host of a device has free, where KV lies there; the rest is for weights."""
 _MOST_SLAB_BLOCKS = 8192
+_LEAST_FILLING = 128
+"""Products of fewer tokens are slower by more than is won by hiding what is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,19 @@ class KVBelow:
         return self.on_host | self.on_disk
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Division:
+    """What `divide` has found.
+
+    Attributes:
+        kv: which KV lies below the device.
+        filling_tokens: that are computed in the time in which a sweep's weights come; None where few are, or none come.
+    """
+
+    kv: KVBelow = field(default_factory=KVBelow)
+    filling_tokens: int | None = None
+
+
 class _RowDemand(TypedDict):
     kv_layer_bytes: list[int]
     row_bytes: int
@@ -80,12 +95,12 @@ def divide(
     sweep: SweepPlan,
     block_tokens: int,
     dtype: torch.dtype,
-) -> KVBelow:
-    """Loads the weights that stay, and charges them and the slabs; returns which KV lies below the device."""
+) -> Division:
+    """Loads the weights that stay, and charges them and the slabs."""
     shares = Shares(weights=options.weights_on_device, kv=options.kv_on_device)
     streams = placed.streams
     if streams is None and shares.kv is None:
-        return KVBelow()
+        return Division()
     table, budget = placed.model.table, tiers.device_budget
     points = [] if streams is None else list(streams.parts.images)
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
@@ -101,7 +116,9 @@ def divide(
         room_below_bytes=room.host_bytes + room.disk_bytes,
         **_row_demand(table, records, options, sweep, block_tokens, dtype),
     )
-    found = place(demand, _rates(placed, tiers, dtype), budget.free_bytes, shares)
+    rates = _rates(placed, tiers, dtype)
+    found = place(demand, rates, budget.free_bytes, shares)
+    filling_tokens = _filling_tokens(demand, rates, found)
     if streams is not None:
         kept = [point for index, point in enumerate(points) if index in found.resident]
         budget.charge("weights", streams.part_bytes(kept))
@@ -113,18 +130,19 @@ def divide(
             placed, tiers, options.weights_on_host, tiers.host_budget.free_bytes - (room.host_bytes if on_host else 0)
         )
     if not below:
-        return KVBelow()
+        return Division(filling_tokens=filling_tokens)
     budget.charge("staging", all_slab_bytes)
     on_disk = frozenset(below) - on_host
     if on_disk and not tiers.are_one:
         tiers.host_budget.charge("staging", all_slab_bytes)  # KV on disk passes as much memory of the host
-    return KVBelow(
+    kv = KVBelow(
         on_host=on_host,
         on_disk=on_disk,
         slab_blocks=slab_blocks,
         num_bytes=room.for_layers(len(on_host), len(on_disk)),
         attends_at_home=attends_at_home(table, on_host, tiers, options, sweep, dtype) if on_host else never,
     )
+    return Division(kv=kv, filling_tokens=filling_tokens)
 
 
 def move_kv_below(
@@ -186,6 +204,12 @@ def _room_below(tiers: Tiers, all_slab_bytes: int) -> _Room:
     """`all_slab_bytes` of the host may be needed on the way to the disk."""
     host_bytes = 0 if tiers.are_one else int(_KV_HOST_SHARE * max(0, tiers.host_budget.free_bytes - all_slab_bytes))
     return _Room(host_bytes=host_bytes, disk_bytes=int(_KV_DISK_SHARE * tiers.disk.free_bytes))
+
+
+def _filling_tokens(demand: Demand, rates: Rates, found: Placement) -> int | None:
+    moved = sum(size for index, size in enumerate(demand.part_bytes) if index not in found.resident)
+    num_tokens = int(rates.matrix * moved / rates.below / demand.operations_per_token)
+    return num_tokens if num_tokens >= _LEAST_FILLING else None
 
 
 def _active_bytes(weights: WeightMap, streams: Streams | None, table: LayerTable) -> float:

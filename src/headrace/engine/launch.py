@@ -13,11 +13,12 @@ import torch
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
-from headrace.engine.division import KVBelow, divide, move_kv_below
+from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
     LIBRARY_BYTES,
     SMALLEST_SWEEP_TOKENS,
+    TYPICAL_TOKENS,
     CachePlan,
     SweepPlan,
     plan_cache,
@@ -147,9 +148,10 @@ def start(
                 host_bytes=sweep.below.host_bytes,
                 share_on_device=options.activations_on_device or 0.0,
             )
-        below = divide(
+        division = divide(
             placed, tiers, weights=weights, options=options, sweep=sweep, block_tokens=BLOCK_TOKENS, dtype=dtype
         )
+        below = division.kv
         tiers.settle()  # what measuring rates has left behind
         cache = plan_cache(
             table=table,
@@ -171,7 +173,9 @@ def start(
         attention=attention,
         device=tiers.device,
     )
-    engine = _assemble(options, placed, contexts, pools, sweep, cache, below, multiplying, tokenizer, defaults, tiers)
+    engine = _assemble(
+        options, placed, contexts, pools, sweep, cache, division, multiplying, tokenizer, defaults, tiers
+    )
     return Launched(
         engine=engine,
         tokenizer=tokenizer,
@@ -191,7 +195,7 @@ def _assemble(
     pools: KVPools,
     sweep: SweepPlan,
     plan: CachePlan,
-    below: KVBelow,
+    division: Division,
     multiplying: AbstractContextManager[object],
     tokenizer: Tokenizer | WithoutTokenizer,
     defaults: GenerationDefaults,
@@ -203,12 +207,14 @@ def _assemble(
         block_tokens=BLOCK_TOKENS,
         enable_prefix_caching=options.enable_prefix_caching,
     )
+    below = division.kv
     limits = SweepLimits(
         max_num_seqs=sweep.max_num_seqs,
         max_num_batched_tokens=sweep.max_num_batched_tokens,
         max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
         max_micro_batch_blocks=below.slab_blocks if below.layers else sys.maxsize,
+        filling_tokens=_filling_tokens(division, cache, sweep, options),
     )
     scheduler, speed = Scheduler(cache, limits), SweepSpeed()
     if tiers.device.type == "cpu" and not below.layers:
@@ -240,6 +246,14 @@ def _assemble(
         speed=speed,
         give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
+
+
+def _filling_tokens(division: Division, cache: KVCacheManager, sweep: SweepPlan, options: EngineOptions) -> int:
+    """Fewer rows than tokens that would hide the reading of weights are helped by a share of other rows' prompts."""
+    num_rows = min(sweep.max_num_seqs, cache.available_tokens // (options.typical_row_tokens or TYPICAL_TOKENS))
+    if division.filling_tokens is None or num_rows >= division.filling_tokens:
+        return sys.maxsize
+    return division.filling_tokens
 
 
 def _describe_weights(

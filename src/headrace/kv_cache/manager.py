@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,6 +194,12 @@ class KVCacheManager:
             BlockCopy(group=group_id, source=source, target=block_table[-1], num_tokens=found.num_tokens)
             for group_id, (source, block_table) in enumerate(zip(found.node.blocks, sequence.block_tables, strict=True))
         )
+
+    @property
+    def available_tokens(self) -> int:
+        """How many tokens more the cache has room for, of sequences that share nothing; sys.maxsize if without end."""
+        full = (pool for group, pool in zip(self.groups, self.pools, strict=True) if group.kind == "full")
+        return min((pool.num_available * self.block_tokens for pool in full), default=sys.maxsize)
 
     def can_admit(self, sequence_id: int, num_tokens: int, *, num_spare: int) -> bool:
         """Whether a sequence of `num_tokens` tokens leaves `num_spare` blocks to others in every group that grows."""

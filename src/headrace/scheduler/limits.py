@@ -18,6 +18,8 @@ class SweepLimits:
             `max_micro_batch_tokens` asks for it, fewer where there is too little to run.
         max_micro_batch_blocks: KV blocks that the chunks of a micro-batch name in one group; at least those of the
             longest sequence.
+        filling_tokens: the same as `max_num_batched_tokens`, while more sequences wait than there is room for: what is
+            computed while a sweep's weights are read.
     """
 
     max_num_seqs: int
@@ -25,9 +27,12 @@ class SweepLimits:
     max_micro_batch_tokens: int
     num_micro_batches: int = 1
     max_micro_batch_blocks: int = sys.maxsize
+    filling_tokens: int = sys.maxsize
 
     def __post_init__(self) -> None:
-        assert min(self.max_num_seqs, self.max_num_batched_tokens) > 0, f"{self} would never run anything"
+        assert min(self.max_num_seqs, self.max_num_batched_tokens, self.filling_tokens) > 0, (
+            f"{self} would never run anything"
+        )
         assert min(self.max_micro_batch_tokens, self.num_micro_batches) > 0, f"{self} would never run anything"
 
     def micro_batch_tokens(self, num_tokens: int) -> int:

@@ -19,9 +19,10 @@ class Scheduler:
 
     Sequences run in the order of their arrival: whoever runs came before whoever waits. A sweep takes one token of
     every sequence that decodes, then chunks of the prompts that are under way, then new prompts, until its limits are
-    reached. When blocks run out, the youngest sequence that runs loses its own and returns to the front of those that
-    wait; later its KV is moved up again from the tier below, or else computed again. The oldest always gets what it
-    needs, so every sequence ends.
+    reached, which are lower while more sequences wait than there is room for (`SweepLimits.filling_tokens`). When
+    blocks run out, the youngest sequence that runs loses its own and returns to the front of those that wait; later its
+    KV is moved up again from the tier below, or else computed again. The oldest always gets what it needs, so every
+    sequence ends.
 
     Attributes:
         limits: bounds of the next sweep; may be replaced between sweeps.
@@ -157,7 +158,7 @@ class Scheduler:
         return rejected
 
     def _begin_draft(self) -> SweepDraft:
-        limits = self.limits
+        limits = self._limits_now()
         decoding = set()
         num_wanted = 0
         for sequence in self._running.values():
@@ -170,6 +171,24 @@ class Scheduler:
                 break
             num_wanted += sequence.num_tokens
         return SweepDraft(limits, decoding=decoding, num_wanted=num_wanted)
+
+    def _limits_now(self) -> SweepLimits:
+        """Spreads prompts over sweeps of decoding sequences, unless all that wait can be let in at once.
+
+        Sweeps that read weights would else compute long at prompts, and then wait long for weights at few tokens each.
+        At the end of a job nothing is won by it: the sooner the last sequences begin, the sooner they end.
+        """
+        limits = self.limits
+        if limits.filling_tokens >= limits.max_num_batched_tokens or not self._keeps_some_waiting():
+            return limits
+        return replace(limits, max_num_batched_tokens=limits.filling_tokens)
+
+    def _keeps_some_waiting(self) -> bool:
+        """Whether more sequences wait than there is room for."""
+        if len(self._waiting) > self.limits.max_num_seqs - len(self._running):
+            return True
+        room = self._cache.available_tokens
+        return any((room := room - sequence.num_tokens) < 0 for sequence in self._waiting.values())
 
     def _end_draft(self, sweep: Sweep) -> SweepDraft:
         draft, self._draft = self._draft, None

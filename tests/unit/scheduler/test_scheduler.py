@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as Tokens
 
 import pytest
@@ -22,6 +23,7 @@ def make_scheduler(
     max_num_batched_tokens: int = 32,
     max_micro_batch_tokens: int = 32,
     num_micro_batches: int = 1,
+    filling_tokens: int = sys.maxsize,
 ) -> Scheduler:
     cache = KVCacheManager([FULL], num_blocks=[num_blocks], block_tokens=4, snapshot_tokens=4)
     limits = SweepLimits(
@@ -29,6 +31,7 @@ def make_scheduler(
         max_num_batched_tokens=max_num_batched_tokens,
         max_micro_batch_tokens=max_micro_batch_tokens,
         num_micro_batches=num_micro_batches,
+        filling_tokens=filling_tokens,
     )
     return Scheduler(cache, limits)
 
@@ -75,6 +78,28 @@ def test_prompts_run_whole_and_then_token_by_token() -> None:
     add(scheduler, 1, 3)
     assert run(scheduler) == [[(0, 0, 5), (1, 0, 3)]]
     assert run(scheduler) == [[(0, 5, 6), (1, 3, 4)]]
+
+
+def test_prompts_are_spread_while_more_wait_than_there_are_seats_for() -> None:
+    scheduler = make_scheduler(max_num_seqs=3, filling_tokens=6)
+    for sequence_id in range(4):
+        add(scheduler, sequence_id, 4)
+    assert run(scheduler) == [[(0, 0, 4), (1, 0, 2)]]
+    assert run(scheduler) == [[(0, 4, 5), (1, 2, 4), (2, 0, 3)]]
+    scheduler.finish(3, "cancelled")
+    assert run(scheduler) == [[(0, 5, 6), (1, 4, 5), (2, 3, 4)]]
+    add(scheduler, 4, 20)
+    scheduler.finish(0, "cancelled")
+    assert run(scheduler) == [[(1, 5, 6), (2, 4, 5), (4, 0, 20)]], "the last ones are let in at once"
+
+
+def test_prompts_are_spread_while_more_wait_than_there_are_blocks_for() -> None:
+    scheduler = make_scheduler(num_blocks=5, filling_tokens=6)
+    for sequence_id in range(3):
+        add(scheduler, sequence_id, 7)
+    assert run(scheduler) == [[(0, 0, 6)]]
+    scheduler.finish(2, "cancelled")
+    assert run(scheduler) == [[(0, 6, 7), (1, 0, 7)]]
 
 
 def test_a_long_prompt_runs_in_chunks_and_samples_with_the_last() -> None:
