@@ -39,8 +39,6 @@ _KV_DISK_SHARE = 1 / 2
 _KV_HOST_SHARE = 1 / 2
 """Of what the host of a device has free, where KV lies there; the rest is for weights."""
 _MOST_SLAB_BLOCKS = 8192
-_LEAST_FILLING = 128
-"""Products of fewer tokens are slower by more than is won by hiding what is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +70,11 @@ class Division:
 
     Attributes:
         kv: which KV lies below the device.
-        filling_tokens: that are computed in the time in which a sweep's weights come; None where few are, or none come.
+        filling_tokens: that are reckoned to be computed in the time in which a sweep's weights come.
     """
 
     kv: KVBelow = field(default_factory=KVBelow)
-    filling_tokens: int | None = None
+    filling_tokens: int = 0
 
 
 class _RowDemand(TypedDict):
@@ -206,10 +204,9 @@ def _room_below(tiers: Tiers, all_slab_bytes: int) -> _Room:
     return _Room(host_bytes=host_bytes, disk_bytes=int(_KV_DISK_SHARE * tiers.disk.free_bytes))
 
 
-def _filling_tokens(demand: Demand, rates: Rates, found: Placement) -> int | None:
+def _filling_tokens(demand: Demand, rates: Rates, found: Placement) -> int:
     moved = sum(size for index, size in enumerate(demand.part_bytes) if index not in found.resident)
-    num_tokens = int(rates.matrix * moved / rates.below / demand.operations_per_token)
-    return num_tokens if num_tokens >= _LEAST_FILLING else None
+    return int(rates.matrix * moved / rates.below / demand.operations_per_token)
 
 
 def _active_bytes(weights: WeightMap, streams: Streams | None, table: LayerTable) -> float:

@@ -19,6 +19,7 @@ from headrace.errors import RequestError
 from headrace.executor.block_moves import BlockMoveError
 from headrace.executor.executor import Executor
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
+from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
 from headrace.sampling.sampler import sample
@@ -62,6 +63,7 @@ class Engine:
         max_model_len: tokens of prompt and answer together.
         seed: from which requests without a seed of their own get one.
         speed: what the engine was measured to do so far.
+        filling: how large sweeps hide the reading of their weights; None where all weights stay.
         give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
     """
@@ -75,6 +77,7 @@ class Engine:
     vocab_size: int
     seed: int
     speed: SweepSpeed = field(default_factory=SweepSpeed)
+    filling: Filling | None = None
     give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
@@ -163,7 +166,11 @@ class Engine:
     def _run(self, sweep: Sweep) -> dict[int, SampledToken]:
         started = time.perf_counter()
         tokens = self.executor.run(sweep, self._draw)
-        self.speed.note(sweep.num_tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.speed.note(sweep.num_tokens, seconds)
+        if self.filling is not None:
+            self.filling.note(sweep.num_tokens, seconds)
+            self.scheduler.limits = replace(self.scheduler.limits, filling_tokens=self.filling.num_tokens)
         return tokens
 
     @property

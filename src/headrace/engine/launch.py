@@ -48,6 +48,7 @@ from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenize
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.models.wide_products import products
+from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
@@ -207,14 +208,14 @@ def _assemble(
         block_tokens=BLOCK_TOKENS,
         enable_prefix_caching=options.enable_prefix_caching,
     )
-    below = division.kv
+    below, filling = division.kv, _filling(placed, division, cache, sweep, options)
     limits = SweepLimits(
         max_num_seqs=sweep.max_num_seqs,
         max_num_batched_tokens=sweep.max_num_batched_tokens,
         max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
         max_micro_batch_blocks=below.slab_blocks if below.layers else sys.maxsize,
-        filling_tokens=_filling_tokens(division, cache, sweep, options),
+        filling_tokens=sys.maxsize if filling is None else filling.num_tokens,
     )
     scheduler, speed = Scheduler(cache, limits), SweepSpeed()
     if tiers.device.type == "cpu" and not below.layers:
@@ -244,16 +245,19 @@ def _assemble(
         vocab_size=placed.model.table.vocab_size,
         seed=options.seed,
         speed=speed,
+        filling=filling,
         give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 
 
-def _filling_tokens(division: Division, cache: KVCacheManager, sweep: SweepPlan, options: EngineOptions) -> int:
-    """Fewer rows than tokens that would hide the reading of weights are helped by a share of other rows' prompts."""
+def _filling(
+    placed: PlacedModel, division: Division, cache: KVCacheManager, sweep: SweepPlan, options: EngineOptions
+) -> Filling | None:
+    streams = placed.streams
+    if streams is None:
+        return None
     num_rows = min(sweep.max_num_seqs, cache.available_tokens // (options.typical_row_tokens or TYPICAL_TOKENS))
-    if division.filling_tokens is None or num_rows >= division.filling_tokens:
-        return sys.maxsize
-    return division.filling_tokens
+    return Filling(division.filling_tokens, streams.so_far, num_rows=num_rows)
 
 
 def _describe_weights(

@@ -21,6 +21,7 @@ from headrace.models.takeover import EngineModel
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap
 from headrace.models.weights import WeightLoader, allocate_on, move_buffers
+from headrace.planner.filling import Streamed
 from headrace.schedule.steps import Point
 from headrace.storage.disk_reader import DiskReader
 
@@ -44,6 +45,10 @@ class Streams:
     experts: ExpertStream | None = None
     expert_source: ImageSource | None = None
     embedding_reader: RangeReader
+
+    def so_far(self) -> Streamed:
+        """Returns how long was read, and waited for it, until now."""
+        return Streamed(reading_seconds=self.reader.busy_seconds, waited_seconds=self.layers.waited_seconds)
 
     def part_bytes(self, points: Iterable[Point]) -> int:
         """Returns what the weights of `points`, with their experts, take where they are used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class WeightStream:
 
     A slot is free again when its stage is dropped, which is when the next reading begins: it overlaps the computing of
     all micro-batches on the stages that have arrived.
+
+    Attributes:
+        waited_seconds: for images that had not arrived when they were needed.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class WeightStream:
         self._followed: Sequence[Point] = ()
         self._order: list[Point] = []
         self._next = 0
+        self.waited_seconds = 0.0
 
     @property
     def bytes_per_sweep(self) -> int:
@@ -125,11 +130,13 @@ class WeightStream:
         if not self._ahead or self._ahead[0].point != point:  # a sweep that failed left its order
             self._restart(point)
         slot = self._ahead[0]
+        started = time.perf_counter()
         try:
             slot.transfer.wait()
         except BaseException:
             self._restart(None)
             raise
+        self.waited_seconds += time.perf_counter() - started
         self._ahead.popleft()
         self._present[point] = slot
         self._put(self._layouts[point], slot.buffer)
