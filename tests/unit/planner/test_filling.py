@@ -30,7 +30,7 @@ class Machine:
         filling.note(num_tokens, computing + waited)
 
 
-@pytest.mark.parametrize("first", [130, 200, 600])
+@pytest.mark.parametrize("first", [230, 300, 600])
 def test_from_any_beginning_it_comes_to_what_is_computed_while_weights_are_read(first: int) -> None:
     machine = Machine(reading_seconds=3.0, tokens_per_second=100.0)
     filling = Filling(first, machine.streamed)
@@ -60,5 +60,5 @@ def test_sweeps_of_other_kinds_teach_nothing() -> None:
 def test_where_reading_is_hidden_anyway_nothing_is_limited() -> None:
     streamed = Machine(1.0, 1.0).streamed
     assert Filling(20, streamed).num_tokens == sys.maxsize
-    assert Filling(200, streamed, num_rows=256).num_tokens == sys.maxsize
-    assert Filling(200, streamed, num_rows=100).num_tokens < 300
+    assert Filling(300, streamed, num_rows=400).num_tokens == sys.maxsize
+    assert Filling(300, streamed, num_rows=100).num_tokens < 400
