@@ -129,14 +129,14 @@ def test_the_smallest_budget_that_a_refusal_names_is_not_far_from_what_is_used(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [470, 500, 540])
+@pytest.mark.parametrize("memory", [520, 540])
 def test_a_long_job_that_touches_all_of_its_cache_stays_within_the_budget(
     memory: int, jobs: JobRunner, stories: Path, record_figure: Callable[[str, str], None]
 ) -> None:
     job = MeasuredJob(
         model=str(stories),
         options={"memory": memory * MIB},
-        num_rows=400,
+        num_rows=600,
         prompt_tokens=(300, 500),
         max_tokens=(1, 10),
     )
@@ -150,7 +150,7 @@ def test_the_command_in_a_process_of_its_own_stays_within_its_budget(stories: Pa
     rows = [{"prompt": [1, *range(3, 300 + n)], "max_tokens": 1 + n % 9, "temperature": 1.0} for n in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = start_headrace(
-        "run", tmp_path / "rows.jsonl", "-o", tmp_path / "out.jsonl", "--model", stories, "--memory", "500MiB",
+        "run", tmp_path / "rows.jsonl", "-o", tmp_path / "out.jsonl", "--model", stories, "--memory", "640MiB",
         "--report", tmp_path / "report.json",
     )  # fmt: skip
     with command:
@@ -159,7 +159,7 @@ def test_the_command_in_a_process_of_its_own_stays_within_its_budget(stories: Pa
         told = command.stderr.read().decode()
     assert command.returncode == 0, told
     reported = json.loads((tmp_path / "report.json").read_text())["peak_memory_bytes"]
-    assert max(seen, reported) <= TOLERANCE * 500 * MIB
+    assert max(seen, reported) <= TOLERANCE * 640 * MIB
     assert reported == pytest.approx(seen, rel=0.02)
 
 
