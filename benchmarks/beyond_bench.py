@@ -73,6 +73,7 @@ class Bench:
                 "matrix_rates": after["matrix"],
             },
             "time_to_limit": run["seconds"] / bound.seconds,
+            "time_to_limit_of_sweeps": run["seconds"] / bound.sweeps_seconds,
             "disk_rate_while_streaming": streamed,
             "streaming_to_plain_reader": None if streamed is None else streamed / disk,
         }

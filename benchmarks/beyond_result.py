@@ -9,7 +9,7 @@ from benchmarks.processes import Figures
 
 Runs = list[Figures]
 _UNCAPPED = "headrace without the cap"
-_MEDIANS = ("generated_tokens_per_second", "time_to_limit", "streaming_to_plain_reader")
+_MEDIANS = ("generated_tokens_per_second", "time_to_limit", "time_to_limit_of_sweeps", "streaming_to_plain_reader")
 
 
 def summary(measured: Mapping[str, Runs]) -> Figures:

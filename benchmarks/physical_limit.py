@@ -17,6 +17,7 @@ class Limit:
         read_bytes: of weights that were not in memory, once per sweep.
         operations: of matrix products: of the layers for every token, of the head for every token that was sampled.
             Attention, norms and sampling are left out, which makes the limit rather too fast than too slow.
+        sweeps_seconds: the least time sweep by sweep, each the slower of its reading and its computing.
     """
 
     read_bytes: int
@@ -24,10 +25,11 @@ class Limit:
     reading_seconds: float
     operations: float
     computing_seconds: float
+    sweeps_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Reading and computing overlap at best."""
+        """Reading and computing overlap at best, even those of different sweeps."""
         return max(self.reading_seconds, self.computing_seconds)
 
     def figures(self) -> Figures:
@@ -42,7 +44,7 @@ def bucket(num_tokens: int) -> int:
 
 def buckets(run: Figures) -> list[int]:
     """All numbers of tokens at which rates are to be measured for a run."""
-    return sorted({bucket(tokens) for tokens in _micro_batches(run)})
+    return sorted({bucket(tokens) for kind in run["kinds_of_sweeps"] for tokens in kind["micro_batch_tokens"]})
 
 
 def limit(run: Figures, shape: LlamaShape, *, disk: float, matrix: Mapping[str, float]) -> Limit:
@@ -54,20 +56,23 @@ def limit(run: Figures, shape: LlamaShape, *, disk: float, matrix: Mapping[str, 
             is rather higher than a micro-batch's own.
     """
     rates = {int(tokens): rate for tokens, rate in matrix.items()}
-    layers = 2.0 * shape.num_hidden_layers * shape.layer_numbers
-    head = 2.0 * shape.head_numbers * run["sampled_tokens"]
-    by_tokens = _micro_batches(run)
-    computing = sum(tokens * count * layers / rates[bucket(tokens)] for tokens, count in by_tokens.items())
-    read_bytes = run["bytes_per_sweep"] * run["sweeps"]
+    per_token = 2.0 * shape.num_hidden_layers * shape.layer_numbers
+    per_sample = 2.0 * shape.head_numbers
+    reading = run["bytes_per_sweep"] / disk
+    num_sweeps, operations, computing_seconds, sweeps_seconds = 0, 0.0, 0.0, 0.0
+    for kind in run["kinds_of_sweeps"]:
+        head = kind["sampled_tokens"] * per_sample
+        computing = head / max(rates.values())
+        computing += sum(tokens * per_token / rates[bucket(tokens)] for tokens in kind["micro_batch_tokens"])
+        num_sweeps += kind["times"]
+        operations += kind["times"] * (sum(kind["micro_batch_tokens"]) * per_token + head)
+        computing_seconds += kind["times"] * computing
+        sweeps_seconds += kind["times"] * max(reading, computing)
     return Limit(
-        read_bytes=read_bytes,
+        read_bytes=run["bytes_per_sweep"] * num_sweeps,
         disk_bytes_per_second=disk,
-        reading_seconds=read_bytes / disk,
-        operations=layers * sum(tokens * count for tokens, count in by_tokens.items()) + head,
-        computing_seconds=computing + head / max(rates.values()),
+        reading_seconds=reading * num_sweeps,
+        operations=operations,
+        computing_seconds=computing_seconds,
+        sweeps_seconds=sweeps_seconds,
     )
-
-
-def _micro_batches(run: Figures) -> dict[int, int]:
-    """How often the run had a micro-batch of so many tokens."""
-    return {int(tokens): count for tokens, count in run["micro_batches_of_tokens"].items()}

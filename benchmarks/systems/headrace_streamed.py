@@ -76,7 +76,7 @@ class SweepLog:
         self.num_sweeps = 0
         self.most_rows = 0
         self.num_sampled = 0
-        self.micro_batch_tokens: Counter[int] = Counter()
+        self.kinds: Counter[tuple[tuple[int, ...], int]] = Counter()
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         sampled = self._executor.run(sweep, sampler)
@@ -84,7 +84,7 @@ class SweepLog:
         self.num_sampled += len(sampled)
         rows = {chunk.sequence_id for micro_batch in sweep.micro_batches for chunk in micro_batch.chunks}
         self.most_rows = max(self.most_rows, len(rows))
-        self.micro_batch_tokens.update(micro_batch.num_tokens for micro_batch in sweep.micro_batches)
+        self.kinds[tuple(micro_batch.num_tokens for micro_batch in sweep.micro_batches), len(sampled)] += 1
         return sampled
 
     def figures(self) -> Figures:
@@ -93,7 +93,10 @@ class SweepLog:
             "most_rows_in_a_sweep": self.most_rows,
             "sampled_tokens": self.num_sampled,
             "waited_for_weights_seconds": self.weights.waited_seconds,
-            "micro_batches_of_tokens": dict(sorted(self.micro_batch_tokens.items())),
+            "kinds_of_sweeps": [
+                {"micro_batch_tokens": list(tokens), "sampled_tokens": sampled, "times": times}
+                for (tokens, sampled), times in self.kinds.items()
+            ],
         }
 
 
@@ -120,7 +123,13 @@ def measure(request: Figures) -> Figures:
 
 
 def _open(request: Figures, memory: int) -> LLM:
-    return LLM(request["model"], dtype=request["dtype"], memory=memory, **request["options"])
+    return LLM(
+        request["model"],
+        dtype=request["dtype"],
+        memory=memory,
+        typical_row_tokens=request["prompt_tokens"] + request["new_tokens"],  # as `headrace run` reckons from its rows
+        **request["options"],
+    )
 
 
 def _open_with_least(request: Figures) -> LLM:

@@ -52,7 +52,7 @@ def test_the_tiny_case_measures_headrace_and_its_limit(tmp_path: Path) -> None:
     answers = result["rows"] * result["generated_tokens_per_row"]
     assert run["generated_tokens"] == run["sampled_tokens"] == answers
     assert run["generated_tokens_per_second"] == pytest.approx(answers / run["seconds"])
-    in_micro_batches = sum(int(tokens) * count for tokens, count in run["micro_batches_of_tokens"].items())
+    in_micro_batches = sum(sum(kind["micro_batch_tokens"]) * kind["times"] for kind in run["kinds_of_sweeps"])
     computed = result["prompt_tokens_per_row"] + result["generated_tokens_per_row"] - 1
     assert in_micro_batches == result["rows"] * computed, "every token but the last of each answer is computed, once"
     assert run["most_rows_in_a_sweep"] <= result["rows"]
@@ -67,25 +67,35 @@ def test_the_tiny_case_measures_headrace_and_its_limit(tmp_path: Path) -> None:
     assert bound["read_bytes"] == run["bytes_per_sweep"] * run["sweeps"]
     assert bound["seconds"] == max(bound["reading_seconds"], bound["computing_seconds"]) > 0
     assert run["time_to_limit"] == pytest.approx(run["seconds"] / bound["seconds"])
+    assert run["time_to_limit_of_sweeps"] <= run["time_to_limit"]
     assert result["ratios"]["time_to_limit"] == run["time_to_limit"]
     assert result["ratios"]["streaming_to_plain_reader"] == run["streaming_to_plain_reader"] > 0
 
 
 def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
-    run = {"sampled_tokens": 5, "bytes_per_sweep": 100, "sweeps": 7, "micro_batches_of_tokens": {"3": 2, "8": 1}}
+    kinds = [
+        {"micro_batch_tokens": [8, 3], "sampled_tokens": 3, "times": 1},
+        {"micro_batch_tokens": [3], "sampled_tokens": 1, "times": 2},
+    ]
+    run = {"bytes_per_sweep": 100, "kinds_of_sweeps": kinds}
     matrices = 4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4
-    operations = 2 * 3 * matrices * (3 * 2 + 8) + 2 * 10 * 4 * 5
+    head = 2 * 10 * 4
+    large, small = (2 * 3 * matrices * 11 + 3 * head) / 1000, (2 * 3 * matrices * 3 + head) / 1000
     bound = limit(run, SHAPE, disk=50.0, matrix={"4": 1000.0, "8": 1000.0})
-    assert (bound.read_bytes, bound.reading_seconds) == (700, 14.0)
-    assert bound.operations == operations
-    assert bound.computing_seconds == pytest.approx(operations / 1000)
-    assert bound.seconds == max(14.0, operations / 1000)
+    assert (bound.read_bytes, bound.reading_seconds) == (300, 6.0)
+    assert bound.operations == pytest.approx(1000 * (large + 2 * small))
+    assert bound.computing_seconds == pytest.approx(large + 2 * small)
+    assert bound.seconds == max(6.0, bound.computing_seconds)
     assert limit(run, SHAPE, disk=1.0, matrix={"4": 1000.0, "8": 1000.0}).figures()["bound_by"] == "disk"
+    between = 100 / ((large + small) / 2)  # large sweeps compute for longer than they read, small ones do not
+    assert limit(run, SHAPE, disk=between, matrix={"4": 1000.0, "8": 1000.0}).sweeps_seconds == pytest.approx(
+        large + 2 * (large + small) / 2
+    )
 
 
 def test_a_micro_batch_is_held_against_the_next_power_of_two_of_tokens() -> None:
     assert [bucket(tokens) for tokens in (1, 2, 3, 4, 5, 1024, 1025)] == [1, 2, 4, 4, 8, 1024, 2048]
-    assert buckets({"micro_batches_of_tokens": {"3": 1, "4": 9, "100": 1}}) == [4, 128]
+    assert buckets({"kinds_of_sweeps": [{"micro_batch_tokens": [3, 4, 100]}, {"micro_batch_tokens": [4]}]}) == [4, 128]
 
 
 def test_ratios_compare_medians_and_the_best_batch() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 LEAST_TOKENS = 256
 """Products of fewer tokens are slower by more than is won by hiding what is read: on a CPU without bf16 instructions
-those of 128 ran at 0.6 of the rate of 1,024, and filling sweeps with 133 to 160 tokens lost a tenth."""
+those of 128 ran at 0.6 of the rate of 1,024, and filling sweeps with 133 to 160 tokens lost a tenth in a job of three
+times the rows that run at a time."""
 _MARGIN = 1.15
 """Too many tokens cost nothing while rows queue; too few leave processors idle."""
 _NEWS = 0.2

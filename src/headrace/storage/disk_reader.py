@@ -28,7 +28,7 @@ NUM_THREADS = 2
 BLOCK_BYTES = 8 * MIB
 """One read; large enough for every disk to be at its best, small enough for threads to share a layer evenly."""
 STAGING_BYTES = NUM_THREADS * (BLOCK_BYTES + 2 * PAGE_BYTES)
-"""Memory that the threads take for themselves, for ranges that are not direct, or are read with others."""
+"""Memory that the threads take for themselves, for ranges that are not direct."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +63,15 @@ class _Part:
     @property
     def num_bytes(self) -> int:
         return self.range.num_bytes
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.num_bytes
+
+    def memory(self, first: int, past: int) -> memoryview:
+        """Where the file's bytes from `first` to `past` belong."""
+        start = self.range.target - self.offset
+        return self.buffer[start + first : start + past]
 
 
 class DiskReader:
@@ -192,18 +201,46 @@ class DiskReader:
 
     def _read_parts(self, parts: Sequence[_Part], staging: AlignedBuffer) -> None:
         """Reads neighbours in a file at once."""
-        file, (start, end) = parts[0].file, (parts[0].offset, parts[-1].offset + parts[-1].num_bytes)
+        file, start, end = parts[0].file, parts[0].offset, parts[-1].end
         first, past = pages_below(start), pages_above(end)
         if self._throttle is not None:
             self._throttle.pass_bytes(past - first)
-        if len(parts) == 1 and parts[0].range.direct:
-            target = parts[0].range.target - (start - first)
-            file.read(first, parts[0].buffer[target : target + past - first], end - first)
+        if all(part.range.direct for part in parts):
+            file.read(first, [part.memory(*pages) for part, pages in _pages_of(parts)], end - first)
+            _copy_shared_pages(parts)
             return
-        file.read(first, staging.bytes[: past - first], end - first)
+        file.read(first, [staging.bytes[: past - first]], end - first)
         for part in parts:
-            target = part.range.target
-            _copy(staging.bytes[part.offset - first :], part.buffer[target : target + part.num_bytes])
+            _copy(staging.bytes[part.offset - first :], part.memory(part.offset, part.end))
+
+
+def _pages_of(parts: Sequence[_Part]) -> Iterator[tuple[_Part, tuple[int, int]]]:
+    """Yields, for neighbours in a file, which pages are read to where each part belongs: a shared one to the first."""
+    first = pages_below(parts[0].offset)
+    for part in parts:
+        past = pages_above(part.end)
+        yield part, (first, past)
+        first = past
+
+
+def _copy_shared_pages(parts: Sequence[_Part]) -> None:
+    """Copies what lies in the last page of neighbours in front, which was read to where those belong."""
+    holder = parts[0]
+    for part in parts[1:]:
+        past = min(part.end, pages_above(part.offset))
+        _copy(holder.memory(part.offset, past), part.memory(part.offset, past))
+        if part.end > past:
+            holder = part
+
+
+def _from(done: int, buffers: Sequence[memoryview]) -> list[memoryview]:
+    """Returns what is left of buffers when so many bytes of them are filled."""
+    left = []
+    for buffer in buffers:
+        if done < len(buffer):
+            left.append(buffer[done:])
+        done = max(0, done - len(buffer))
+    return left
 
 
 class _BusyTime:
@@ -251,18 +288,18 @@ class _OpenFile:
             ) from error
         self._state = FileState.of(self._descriptor)
 
-    def read(self, offset: int, buffer: memoryview, num_wanted: int) -> None:
-        """Fills at least `num_wanted` bytes of `buffer`, which ends on a page border where the file may have ended."""
+    def read(self, offset: int, buffers: Sequence[memoryview], num_wanted: int) -> None:
+        """Fills at least `num_wanted` bytes of `buffers`; the last ends on a page border where the file may have ended."""
         done = 0
         while done < num_wanted:
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                count = os.preadv(self._descriptor, _from(done, buffers), offset + done)
             except OSError as error:
                 if error.errno == errno.EINVAL and self._is_direct:
                     self._read_buffered_from_now_on()
                     continue
                 raise CorruptCheckpointError(
-                    f"{self._path}: cannot read {len(buffer) - done} bytes at {offset + done}: {error.strerror}; "
+                    f"{self._path}: cannot read {num_wanted - done} bytes at {offset + done}: {error.strerror}; "
                     "check the disk, then download or copy the file again"
                 ) from error
             if count == 0:
@@ -292,5 +329,7 @@ def _status_flags(descriptor: int) -> int:
 
 def _copy(source: memoryview, target: memoryview) -> None:
     """`memcpy` without the interpreter's lock, which assigning to a memoryview would hold."""
+    if not len(target):
+        return
     first = (ctypes.c_char * len(target)).from_buffer(target)
     ctypes.memmove(first, (ctypes.c_char * len(source)).from_buffer(source), len(target))

@@ -93,6 +93,18 @@ def test_neighbours_that_are_read_together_arrive_each_where_it_belongs(
         assert reader.num_bytes == len(content)
 
 
+def test_a_system_that_gives_less_than_was_asked_for_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preadv = os.preadv
+
+    def one_page(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return preadv(descriptor, [buffers[0][:PAGE_BYTES]], offset)
+
+    monkeypatch.setattr(os, "preadv", one_page)
+    test_neighbours_that_are_read_together_arrive_each_where_it_belongs(tmp_path, seed=0, direct=True)
+
+
 def test_all_who_wait_for_neighbours_learn_that_the_file_ended_too_early(tmp_path: Path) -> None:
     make_file(tmp_path / "f", BLOCK)
     with DiskReader(num_threads=1, block_bytes=BLOCK) as reader, AlignedBuffer(BLOCK) as busy:
