@@ -289,7 +289,7 @@ class _OpenFile:
         self._state = FileState.of(self._descriptor)
 
     def read(self, offset: int, buffers: Sequence[memoryview], num_wanted: int) -> None:
-        """Fills `num_wanted` bytes or more; the last of `buffers` ends on a page border where the file may have ended."""
+        """Fills `num_wanted` bytes or more; the last of `buffers` ends on a page border where the file may end."""
         done = 0
         while done < num_wanted:
             try:
