@@ -16,6 +16,8 @@ _HEADRACE = "benchmarks.systems.headrace_streamed"
 _ACCELERATE = "benchmarks.systems.accelerate_offload"
 _LLAMA_CPP = "benchmarks.systems.llama_cpp_mmap"
 _RATES = "benchmarks.machine_rates"
+_TOKENS = (32, 64, 128, 256, 512, 1024)
+"""Of micro-batches whose rate is measured before a run, too, which has not shown its own yet."""
 
 
 class Bench:
@@ -56,13 +58,14 @@ class Bench:
 
     def headrace_and_limit(self, cap: MemoryCap | None) -> Figures:
         """The same with default options, and how near that came to the limit of the machine at that time."""
-        before = self._rates([])
+        before = self._rates(list(_TOKENS))
         run = self.headrace({}, cap)
         if "seconds" not in run:
             return run
         after = self._rates(buckets(run))
         disk = (before["disk"] + after["disk"]) / 2
-        bound = limit(run, self.case.shape, disk=disk, matrix=after["matrix"])
+        matrix = {tokens: (rate + before["matrix"].get(tokens, rate)) / 2 for tokens, rate in after["matrix"].items()}
+        bound = limit(run, self.case.shape, disk=disk, matrix=matrix)
         streamed = run["weights_read_bytes"] / run["reading_seconds"] if run["reading_seconds"] else None
         return {
             **run,
@@ -70,7 +73,8 @@ class Bench:
                 **bound.figures(),
                 "disk_rate_before": before["disk"],
                 "disk_rate_after": after["disk"],
-                "matrix_rates": after["matrix"],
+                "matrix_rates_before": before["matrix"],
+                "matrix_rates_after": after["matrix"],
             },
             "time_to_limit": run["seconds"] / bound.seconds,
             "time_to_limit_of_sweeps": run["seconds"] / bound.sweeps_seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import queue
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from benchmarks.weight_files import drop_from_cache, weight_files
 NUM_THREADS = 2
 BLOCK_BYTES = 8 * 1024**2
 _LONGEST_SECONDS = 4.0
-_REPEATS = 3
+_LEAST_ROUNDS, _LEAST_SECONDS = 3, 1.0
 _PAGE_BYTES = 4096
 
 
@@ -81,26 +82,26 @@ def _open(file: Path) -> int:
 
 
 def matrix_rate(sizes: Sequence[tuple[int, int]], num_tokens: int, dtype: str) -> float:
-    """Returns operations per second over all matrices of a layer, the best of some rounds and of `dtype` and float32.
+    """Returns operations per second over all matrices of a layer: the median of some rounds, the better of two dtypes.
 
-    Float32, since CPUs without instructions for half precision multiply it faster once it has been widened.
-
-    The best, since a limit is to be a bound, and other work on the machine only ever adds to a round.
+    Of `dtype` and float32, since CPUs without instructions for half precision multiply it faster once it has been
+    widened, which the rate leaves out.
     """
     import torch
 
     with torch.inference_mode():
-        times = []
+        seconds = []
         for made in {getattr(torch, dtype), torch.float32}:
             weights = [torch.empty(size, dtype=made).normal_(std=0.02) for size in sizes]
             tokens = {inputs: torch.randn(num_tokens, inputs).to(made) for _, inputs in sizes}
-            for round_number in range(1 + _REPEATS):
+            times: list[float] = []
+            while len(times) <= _LEAST_ROUNDS or sum(times) < _LEAST_SECONDS:
                 start = time.perf_counter()
                 for weight in weights:
                     torch.nn.functional.linear(tokens[weight.shape[1]], weight)
-                if round_number:  # the first one chooses kernels and is not counted
-                    times.append(time.perf_counter() - start)
-    return 2.0 * num_tokens * sum(outputs * inputs for outputs, inputs in sizes) / min(times)
+                times.append(time.perf_counter() - start)
+            seconds.append(statistics.median(times[1:]))  # the first one chooses kernels
+    return 2.0 * num_tokens * sum(outputs * inputs for outputs, inputs in sizes) / min(seconds)
 
 
 if __name__ == "__main__":
