@@ -13,19 +13,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-VOCAB_SIZE = 97
-HIDDEN_SIZE = 64
+from tests import tiny_architectures
+from tests.tiny_architectures import DECODER, HIDDEN_SIZE, VOCAB
 
-_VOCAB: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
-_DECODER: dict[str, Any] = {
-    "hidden_size": HIDDEN_SIZE,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    **_VOCAB,
-}
 _MLA: dict[str, Any] = {
     "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 96,
@@ -43,12 +33,12 @@ _MLA: dict[str, Any] = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
     "max_position_embeddings": 128,
-    **_VOCAB,
+    **VOCAB,
 }
 
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", **_DECODER},
-    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True, **_DECODER},
+    "llama": {"model_type": "llama", **DECODER},
+    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True, **DECODER},
     "llama3_rope": {
         "model_type": "llama",
         "rope_parameters": {
@@ -59,17 +49,17 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32,
         },
-        **_DECODER,
+        **DECODER,
     },
-    "mistral": {"model_type": "mistral", "sliding_window": 5, **_DECODER},
+    "mistral": {"model_type": "mistral", "sliding_window": 5, **DECODER},
     "qwen2": {
         "model_type": "qwen2",
         "use_sliding_window": True,
         "sliding_window": 5,
         "max_window_layers": 1,
-        **_DECODER,
+        **DECODER,
     },
-    "qwen3": {"model_type": "qwen3", "head_dim": 16, **_DECODER},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16, **DECODER},
     "opt": {
         "model_type": "opt",
         "hidden_size": HIDDEN_SIZE,
@@ -78,15 +68,15 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 128,
         "word_embed_proj_dim": 32,
-        **_VOCAB,
+        **VOCAB,
     },
-    "bloom": {"model_type": "bloom", "hidden_size": HIDDEN_SIZE, "n_layer": 3, "n_head": 4, **_VOCAB},
+    "bloom": {"model_type": "bloom", "hidden_size": HIDDEN_SIZE, "n_layer": 3, "n_head": 4, **VOCAB},
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 16,
         "sliding_window": 5,
         "query_pre_attn_scalar": 16,
-        **_DECODER,
+        **DECODER,
     },
     "gemma3_text": {
         "model_type": "gemma3_text",
@@ -94,9 +84,9 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "query_pre_attn_scalar": 16,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        **_DECODER,
+        **DECODER,
     },
-    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **_DECODER},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **DECODER},
     "deepseek_v2": {"model_type": "deepseek_v2", "n_group": 1, "topk_group": 1, **_MLA},
     "deepseek_v3": {"model_type": "deepseek_v3", "n_group": 2, "topk_group": 1, **_MLA},
     "qwen3_next": {
@@ -111,7 +101,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        **_DECODER,
+        **DECODER,
     },
     "mamba2": {
         "model_type": "mamba2",
@@ -123,7 +113,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 1,
         "state_size": 8,
         "chunk_size": 8,
-        **_VOCAB,
+        **VOCAB,
     },
 }
 
@@ -144,8 +134,8 @@ _TIED_LOUD_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layerno
 def make_tiny_model(
     name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None
 ) -> PreTrainedModel:
-    """Builds a model of `TINY_CONFIGS` or `MANY_EXPERTS` in eval mode with weights that depend on `seed` alone."""
-    values = dict((TINY_CONFIGS | MANY_EXPERTS)[name])
+    """Builds a model of `TINY_CONFIGS`, `MANY_EXPERTS` or `tiny_architectures.CONFIGS` in eval mode with weights that depend on `seed` alone."""
+    values = dict((TINY_CONFIGS | MANY_EXPERTS | tiny_architectures.CONFIGS)[name])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

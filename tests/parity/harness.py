@@ -25,7 +25,8 @@ from headrace.executor.executor import Executor, Sampler, Schedule
 from headrace.executor.pools import build_pools
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.layer_table import LayerTable, layer_table
+from headrace.models.layer_table import LayerTable
+from headrace.models.observation import observe
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import WithoutTokenizer
@@ -210,7 +211,7 @@ def tiny_reference(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 def table_of(model: PreTrainedModel) -> LayerTable:
     """Returns the layer table of a transformers model."""
-    return layer_table(model.config)
+    return observe(model.config)
 
 
 @cache

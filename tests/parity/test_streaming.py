@@ -19,7 +19,7 @@ from headrace.engine.placed_model import PlacedModel
 from headrace.engine.streaming import hold_on_host, open_stream
 from headrace.engine.tiers import open_tiers
 from headrace.errors import SweepError
-from headrace.models.layer_table import layer_table
+from headrace.models.observation import layer_table
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
 from headrace.schedule.steps import Point, serial_steps

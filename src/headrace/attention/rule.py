@@ -21,8 +21,9 @@ class AttentionRule:
         window: a query at position p sees keys at positions > p - window; None: all before it.
         softcap: scores become softcap * tanh(scores / softcap).
         sinks: (H,) one more logit per head that takes probability and gives no value (gpt-oss).
-        slopes: (H,) ALiBi: slope * key position is added to the scores.
+        slopes: (H,) ALiBi: slope * key position, in the slopes' dtype, is added to the scores.
         allowed: further restriction, as the model's own mask function states it.
+        reach: positions that a query can see at all, its own included, whatever restricts it; None: all before it.
     """
 
     scale: float
@@ -31,6 +32,7 @@ class AttentionRule:
     sinks: Tensor | None = None
     slopes: Tensor | None = None
     allowed: Visibility | None = None
+    reach: int | None = None
 
     def visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Returns bool, broadcast over both: causal, inside the window, and allowed."""
@@ -53,7 +55,7 @@ class AttentionRule:
         if self.softcap is not None:
             scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.slopes is not None:
-            heads = self.slopes.to(scores.device, torch.float32).view(1, *scores.shape[1:3], 1, 1)
+            heads = self.slopes.to(scores.device).view(1, *scores.shape[1:3], 1, 1)
             scores = scores.add_(heads * key_positions[:, None, None, None, :])
         scores = scores.masked_fill_(hidden, float("-inf"))
         if self.sinks is None:

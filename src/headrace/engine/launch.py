@@ -39,10 +39,11 @@ from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.kv_cache.pools import KVPools
+from headrace.models.architectures import check_architecture
 from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
-from headrace.models.layer_table import layer_table
 from headrace.models.locate import locate_model
+from headrace.models.observation import layer_table
 from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
@@ -265,12 +266,12 @@ def _describe_weights(
 ) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
     """Builds the skeleton and finds where its weights come from; reads none."""
     if options.load_format == "dummy":
-        layer_table(read_model_config(path))
+        check_architecture(read_model_config(path))
         dtype = choose_dtype(options.dtype) or dtype_of_config(read_config(path))
         model = build_skeleton(path, dtype)
         return model, build_random_weight_map(model, options.seed), dtype
     checkpoint = Checkpoint.open(path)
-    layer_table(read_model_config(path))  # refuses what cannot be run before it is built
+    check_architecture(read_model_config(path))  # refuses what cannot be run before it is built
     dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, tiers.device, tiers.device_budget.limit_bytes)
     model = build_skeleton(path, dtype)
     return model, build_weight_map(model, checkpoint), dtype

@@ -23,7 +23,9 @@ from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
 from headrace.errors import BudgetError, OptionError
 from headrace.models.defaults import loaded_generation_defaults
-from headrace.models.layer_table import LayerTable, layer_table
+from headrace.models.architectures import check_architecture
+from headrace.models.layer_table import LayerTable
+from headrace.models.observation import layer_table
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
 from headrace.models.loaded_weights import WrittenWeights, fits_in_memory, map_loaded_weights
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, read_chat_template
@@ -78,7 +80,7 @@ def wrap(
         UsageError: the model, an option, the memory or the disk is not right; the model is as it was.
     """
     checked = check_loaded_class(model)
-    layer_table(checked.config)  # refuses what cannot be run, before any weight is looked at
+    check_architecture(checked.config)  # refuses what cannot be run, before any weight is looked at
     device, dtype = check_loaded_weights(checked)
     given = memory_options(memory=memory, gpu_memory=gpu_memory, disk=disk)
     options = EngineOptions(

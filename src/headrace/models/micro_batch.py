@@ -10,8 +10,9 @@ from torch import Tensor
 from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.kv_cache.pools import KVPools
-from headrace.models.brought_experts import ExpertTensors
+from headrace.models.brought_experts import BroughtExperts, ExpertTensors
 from headrace.models.coroutine import current_context, suspend
+from headrace.models.transformers_api import ForeignModule
 from headrace.schedule.steps import Point
 
 
@@ -75,18 +76,50 @@ class MicroBatchContext:
         """Returns the activations that it keeps while it waits before a layer, and does not look at."""
         return [*self.waiting, *(tensor for tensor in (own() for own in self.embedded) if tensor is not None)]
 
-    def route(self, layer: int, chosen: Tensor) -> ExpertTensors | None:
-        """Waits until the experts in `chosen` (T, k) are there; returns them, or None where the module has them all."""
+    def mix_experts(self, module: ForeignModule, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Waits until the experts in `chosen` (T, k) are there, then runs the model's own code of an experts module.
+
+        Args:
+            hidden: (T, E). weights: (T, k).
+        """
+        layer = module.headrace_layer
         self.routing[layer] = chosen
         self.reach(Point("experts", layer))
         del self.routing[layer]
-        return self.experts.pop(layer, None)
+        brought = self.experts.pop(layer, None)
+        experts = module if brought is None else BroughtExperts(module, brought)
+        mixed: Tensor = type(module).forward.__wrapped__(experts, hidden, chosen, weights)
+        return mixed
 
-    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
-        """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V).
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
+        """Stores new keys (T, K, D) and values (T, K, V), then attends with query (T, H, D) -> (T, H, V)."""
+        return self._attend(layer, query, keys, values, rule)
 
-        Both are done where the pages are, which may be the host of the device that computes everything else.
-        """
+    def attend_latents(self, layer: int, query: Tensor, keys: Tensor, rank: int, rule: AttentionRule) -> Tensor:
+        """Does the same where the first `rank` numbers of the one key head (T, 1, D) are its value, too."""
+        return self._attend(layer, query, keys, None, rule)
+
+    def state_batches(self, layer: int) -> list[StateBatch]:
+        """Returns the chunks of the micro-batch as a state layer runs them, in order."""
+        batches = self.layouts[self.pools.group_of[layer]]
+        assert isinstance(batches, list)
+        return batches
+
+    def load_state(self, layer: int, batch: StateBatch) -> tuple[Tensor, Tensor] | None:
+        """Returns copies of a batch's convolution and recurrent states; None where it starts from the zero state."""
+        if batch.sources is None:
+            return None
+        slots = self.pools.slots(layer)
+        return slots.conv[batch.sources], slots.recurrent[batch.sources]
+
+    def store_state(self, layer: int, batch: StateBatch, conv: Tensor, recurrent: Tensor) -> None:
+        """Keeps a batch's states as its sequences leave the layer."""
+        slots = self.pools.slots(layer)
+        slots.conv[batch.targets] = conv
+        slots.recurrent[batch.targets] = recurrent.to(slots.recurrent.dtype)
+
+    def _attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor | None, rule: AttentionRule) -> Tensor:
+        """Works where the pages are, which may be the host of the device that computes everything else."""
         self.reach(Point("attention", layer))
         pages, layout = self.brought.get(layer) or self._kept(layer)
         place = pages.keys.device
@@ -97,12 +130,6 @@ class MicroBatchContext:
         layout = self.layouts[self.pools.group_of[layer]]
         assert isinstance(layout, RaggedLayout)
         return self.pools.pages(layer), layout
-
-    def state_batches(self, layer: int) -> list[StateBatch]:
-        """Returns the chunks of the micro-batch as a state layer runs them, in order."""
-        batches = self.layouts[self.pools.group_of[layer]]
-        assert isinstance(batches, list)
-        return batches
 
 
 def current() -> MicroBatchContext:

@@ -7,6 +7,7 @@ Attention and experts are taken over through transformers' own registries, where
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from weakref import ref
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from headrace.attention.rule import AttentionRule, Visibility
-from headrace.models.adapters import bloom, latent, state
-from headrace.models.brought_experts import BroughtExperts, find_experts
-from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.models.adapters import attn_method, bloom, falcon, latent, mpt, state
+from headrace.models.brought_experts import find_experts
+from headrace.models.layer_table import LayerTable
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, current
 from headrace.models.transformers_api import (
@@ -32,7 +33,13 @@ from headrace.schedule.steps import Point
 
 ATTENTION_NAME = "headrace"
 _CAUSAL: object = causal_mask_function
-_ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (bloom.adapt, latent.adapt, state.adapt)
+_ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (
+    attn_method.adapt,
+    bloom.adapt,
+    falcon.adapt,
+    mpt.adapt,
+    state.adapt,
+)
 
 
 class EngineModel:
@@ -45,12 +52,8 @@ class EngineModel:
             num_head_parts: the output head's weights come in so many parts, each of some of its rows, one at a time.
         """
         self.table = table
-        self._model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
-        self._cache = _EngineCache()
-        _name_attention(model, latent.ATTENTION_NAME if _is_latent(table) else ATTENTION_NAME)
-        _adapt_modules(model)
-        _number_experts(model)
-        _stand_in(model, num_head_parts)
+        self._model = model
+        take_over(model, num_head_parts)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -59,15 +62,28 @@ class EngineModel:
 
     def forward(self, context: MicroBatchContext) -> Tensor:
         """Returns the logits (R, vocabulary) of the wanted tokens; runs inside a coroutine, in inference mode."""
-        if self.table.model_type == "mamba2":
-            arguments: dict[str, object] = {"cache_params": self._cache}
-        else:
-            arguments = {"past_key_values": self._cache, "position_ids": context.positions}
-        output = self._model(
-            input_ids=context.token_ids, use_cache=True, logits_to_keep=context.logit_tokens, **arguments
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        return run_forward(self._model, context)
+
+
+def take_over(model: PreTrainedModel, num_head_parts: int = 1) -> None:
+    """Puts stand-ins and adapters into `model`, in place."""
+    model.eval()  # type: ignore[no-untyped-call]
+    is_latent = _adapt_modules(model)
+    _name_attention(model, latent.ATTENTION_NAME if is_latent else ATTENTION_NAME)
+    _number_experts(model)
+    _stand_in(model, num_head_parts)
+
+
+def run_forward(model: PreTrainedModel, context: MicroBatchContext) -> Tensor:
+    """Returns the logits (R, vocabulary) of the wanted tokens from a model that was taken over."""
+    taken = inspect.signature(type(model).forward).parameters
+    cache_name = next(name for name in ("past_key_values", "cache_params") if name in taken)
+    arguments: dict[str, object] = {cache_name: _EngineCache()}
+    if "position_ids" in taken:
+        arguments["position_ids"] = context.positions
+    output = model(input_ids=context.token_ids, use_cache=True, logits_to_keep=context.logit_tokens, **arguments)
+    logits: Tensor = output.logits[0]
+    return logits
 
 
 class _StandIn(nn.Module):
@@ -152,10 +168,6 @@ def _stand_in(model: PreTrainedModel, num_head_parts: int) -> None:
     model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
 
 
-def _is_latent(table: LayerTable) -> bool:
-    return any(isinstance(layer.memory, AttentionSpec) and layer.memory.latent for layer in table.layers)
-
-
 def _name_attention(model: PreTrainedModel, name: str) -> None:
     """Chooses attention and experts after construction: some architectures look them up in tables while building."""
     for module in _with_config(model):
@@ -169,9 +181,11 @@ def _with_config(model: PreTrainedModel) -> Iterator[ForeignModule]:
     )
 
 
-def _adapt_modules(model: PreTrainedModel) -> None:
+def _adapt_modules(model: PreTrainedModel) -> bool:
+    """Returns whether attention is on latents."""
     for module in model.modules():
         any(adapt(module) for adapt in _ADAPTERS)
+    return any([latent.adapt(module) for module in model.modules()])
 
 
 def _number_experts(model: PreTrainedModel) -> None:
@@ -251,6 +265,7 @@ def _engine_attention(
         softcap=softcap,
         sinks=s_aux,
         allowed=_beyond_window(attention_mask, sliding_window),
+        reach=attention_mask.window if isinstance(attention_mask, _MaskRule) else sliding_window,
     )
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     return current().attend(module.layer_idx, queries, keys, values, rule)[None], None
@@ -265,15 +280,8 @@ def _beyond_window(attention_mask: object, window: int | None) -> Visibility | N
 
 
 def _engine_experts(module: ForeignModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> object:
-    """transformers' experts function: waits until this layer's experts are there, then runs the model's own code.
-
-    Args:
-        hidden_states: (T, E).
-        top_k_index: (T, k), the experts of each token. top_k_weights: (T, k).
-    """
-    brought = current().route(module.headrace_layer, top_k_index)
-    experts = module if brought is None else BroughtExperts(module, brought)
-    return type(module).forward.__wrapped__(experts, hidden_states, top_k_index, top_k_weights)
+    """transformers' experts function: hidden_states (T, E), the experts of each token and their weights (T, k)."""
+    return current().mix_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
 AttentionInterface.register(ATTENTION_NAME, _engine_attention)

@@ -35,6 +35,8 @@ from transformers.core_model_loading import (
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import causal_mask_function
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as falcon_rotary
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
 # A module of one architecture's own class. torch types every attribute of a module as `Tensor | Module`, and the
 # classes are not to be imported one by one; what is read of them is held by the parity tests instead.
@@ -63,7 +65,9 @@ __all__ = [
     "WeightRenaming",
     "alibi_slopes",
     "causal_mask_function",
+    "falcon_rotary",
     "get_model_conversion_mapping",
+    "mpt_alibi",
     "rename_source_key",
     "transformers_version",
 ]

@@ -10,7 +10,8 @@ import torch
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.errors import CheckpointNotFoundError, UnsupportedCheckpointError, UnsupportedModelError
 from headrace.models.choices import dtype_of_config
-from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec, layer_table
+from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
+from headrace.models.observation import layer_table
 from headrace.models.skeleton import automatic_dtype, build_outline
 from headrace.models.tokenizer import Tokenizer, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from headrace.models.layer_table import AttentionSpec, layer_table
+from headrace.models.layer_table import AttentionSpec
+from headrace.models.observation import layer_table
 from headrace.models.skeleton import build_outline
 from headrace.models.weight_map import build_random_weight_map
 from headrace.planner.attention_rates import AttentionShape

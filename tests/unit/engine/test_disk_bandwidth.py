@@ -19,7 +19,7 @@ from headrace.errors import OptionError
 from headrace.executor.image_sources import DiskImages
 from headrace.executor.weight_stream import WeightStream
 from headrace.models.layer_image import LayerImage
-from headrace.models.layer_table import layer_table
+from headrace.models.observation import layer_table
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
 from headrace.planner.calibration_store import save_calibration

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from headrace.errors import UnsupportedModelError
-from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, StateSpec, layer_table
+from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, StateSpec
+from headrace.models.observation import layer_table
 from headrace.schedule.steps import Point
 from tests.parity.harness import tiny_reference
 from tests.tiny_models import TINY_CONFIGS

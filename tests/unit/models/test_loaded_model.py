@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from headrace.errors import OptionError, UnsupportedModelError
-from headrace.models.layer_table import layer_table
+from headrace.models.observation import layer_table
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
 from headrace.models.takeover import EngineModel
 from tests.tiny_models import TINY_CONFIGS, make_tiny_model

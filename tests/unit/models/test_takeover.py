@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headrace.models.layer_table import layer_table
+from headrace.models.observation import layer_table
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel

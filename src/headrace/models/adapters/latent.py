@@ -52,5 +52,6 @@ def latent_attention(
     to_keys, to_values = expansion[:, :nope], expansion[:, nope:]
     absorbed = torch.bmm(query[0, :, :, :nope], to_keys)
     queries = torch.cat((absorbed, query[0, :, :, nope:]), dim=-1).transpose(0, 1)
-    attended = current().attend(module.layer_idx, queries, key[0].transpose(0, 1), None, AttentionRule(scale=scaling))
+    keys, rule = key[0].transpose(0, 1), AttentionRule(scale=scaling)
+    attended = current().attend_latents(module.layer_idx, queries, keys, rank, rule)
     return torch.bmm(attended.transpose(0, 1), to_values.transpose(1, 2)).transpose(0, 1)[None], None

@@ -1,4 +1,4 @@
-"""Mixers with recurrent memory (gated delta-net, Mamba-2) on state slots instead of a cache object.
+"""Mixers with recurrent memory (gated delta-net, Mamba) on state slots instead of a cache object.
 
 A mixer handles batches of equally long sequences, so the chunks of a micro-batch run in such batches: all decoding
 rows in one call, a prefill chunk alone. Each batch reads copies of its source slots and writes its target slots; the
@@ -12,16 +12,17 @@ from types import MethodType
 import torch
 from torch import Tensor
 
-from headrace.kv_cache.pools import StateSlots
-from headrace.models.micro_batch import StateBatch, current
+from headrace.models.micro_batch import current
 from headrace.models.transformers_api import ForeignModule
 
-_CLASSES = ("Qwen3NextGatedDeltaNet", "Mamba2Mixer")
+_WHOLE = ("Qwen3NextGatedDeltaNet", "Mamba2Mixer")
+_ONE_BY_ONE = ("FalconMambaMixer", "JambaMambaMixer", "MambaMixer")
+"""Mamba-1 goes on from a state only with one token at a time: of several, transformers starts at the zero state."""
 
 
 def adapt(module: ForeignModule) -> bool:
     """Takes over a state mixer; returns whether it was one."""
-    if type(module).__name__ not in _CLASSES:
+    if type(module).__name__ not in _WHOLE + _ONE_BY_ONE:
         return False
     module.forward = MethodType(_forward, module)
     return True
@@ -32,11 +33,9 @@ def _forward(self: ForeignModule, hidden_states: Tensor, **_: object) -> Tensor:
     micro_batch = current()
     output: Tensor | None = None
     for batch in micro_batch.state_batches(self.layer_idx):
-        memory = _BatchMemory(micro_batch.pools.slots(self.layer_idx), batch)
-        mixed: Tensor = type(self).forward(
-            self, hidden_states[0, batch.tokens], cache_params=memory, attention_mask=None
-        )
-        memory.store()
+        memory = _BatchMemory(micro_batch.load_state(self.layer_idx, batch))
+        mixed = _mix(self, hidden_states[0, batch.tokens], memory)
+        micro_batch.store_state(self.layer_idx, batch, *memory.states())
         if output is None:
             output = mixed.new_empty(*hidden_states.shape[:2], mixed.shape[-1])
         output[0, batch.tokens] = mixed
@@ -44,13 +43,19 @@ def _forward(self: ForeignModule, hidden_states: Tensor, **_: object) -> Tensor:
     return output
 
 
+def _mix(self: ForeignModule, states: Tensor, memory: _BatchMemory) -> Tensor:
+    """Runs the mixer's own code: (R, n, E) -> (R, n, E)."""
+    alone = memory.has_previous_state() and type(self).__name__ in _ONE_BY_ONE
+    pieces = states.split(1, dim=1) if alone else (states,)
+    return torch.cat([type(self).forward(self, piece, cache_params=memory, attention_mask=None) for piece in pieces], 1)
+
+
 class _BatchMemory:
     """The part of transformers' cache protocol that a state mixer uses, for one batch."""
 
-    def __init__(self, slots: StateSlots, batch: StateBatch) -> None:
-        self._slots, self._batch = slots, batch
-        self._conv = None if batch.sources is None else slots.conv[batch.sources]
-        self._recurrent = None if batch.sources is None else slots.recurrent[batch.sources]
+    def __init__(self, past: tuple[Tensor, Tensor] | None) -> None:
+        self._has_past = past is not None
+        self._conv, self._recurrent = past or (None, None)
 
     def get_conv_state(self, *_: object, **__: object) -> Tensor | None:
         return self._conv
@@ -59,7 +64,7 @@ class _BatchMemory:
         return self._recurrent
 
     def has_previous_state(self, *_: object, **__: object) -> bool:
-        return self._batch.sources is not None
+        return self._has_past
 
     def is_recording_past(self, *_: object, **__: object) -> bool:
         return False
@@ -78,8 +83,7 @@ class _BatchMemory:
         self._recurrent = state
         return state
 
-    def store(self) -> None:
-        """Writes the batch's target slots."""
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Returns the convolution and the recurrent states that the mixer has left."""
         assert self._conv is not None and self._recurrent is not None, "the mixer left no state"
-        self._slots.conv[self._batch.targets] = self._conv
-        self._slots.recurrent[self._batch.targets] = self._recurrent.to(self._slots.recurrent.dtype)
+        return self._conv, self._recurrent

@@ -1,0 +1,128 @@
+"""What each layer keeps and waits for, seen while two tokens pass a model that has shapes but no weights.
+
+Whatever an architecture's configuration calls its heads, windows, states and experts, what reaches attention, mixers and
+experts here is what reaches them when the model runs: nothing is read from the configuration but names and limits.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headrace.attention.grouped import GroupedAttention
+from headrace.attention.rule import AttentionRule
+from headrace.errors import UnsupportedModelError
+from headrace.kv_cache.pools import KVPools
+from headrace.models.architectures import check_architecture
+from headrace.models.coroutine import Coroutine
+from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerSpec, LayerTable, StateSpec
+from headrace.models.layers import find_layers
+from headrace.models.micro_batch import MicroBatchContext, StateBatch
+from headrace.models.skeleton import outline_of
+from headrace.models.takeover import run_forward, take_over
+from headrace.models.transformers_api import ForeignModule, PretrainedConfig
+
+_NUM_TOKENS = 2
+
+
+def layer_table(config: PretrainedConfig) -> LayerTable:
+    """Builds the model that `config` describes on the meta device, and watches two tokens pass.
+
+    Raises:
+        UnsupportedModelError: the architecture, or a variant that its configuration asks for, is not run exactly.
+    """
+    check_architecture(config)
+    return observe(config)
+
+
+def observe(config: PretrainedConfig) -> LayerTable:
+    """Does the same for architectures that are not verified, too.
+
+    Raises:
+        UnsupportedModelError: a layer keeps something that there is no place for.
+    """
+    model = outline_of(copy.deepcopy(config), torch.float32)
+    num_layers = len(find_layers(model).layers)
+    take_over(model)
+    watch = _Watch.of_tokens()
+    with torch.inference_mode(), torch.device("meta"):
+        logits = Coroutine(watch, lambda context: run_forward(model, context)).result
+    for layer in range(num_layers):
+        if layer not in watch.memories:
+            raise UnsupportedModelError(f"layer {layer} of this {config.model_type} keeps neither keys nor a state")
+    return LayerTable(
+        model_type=config.model_type,
+        vocab_size=logits.shape[-1],
+        hidden_size=model.get_input_embeddings().weight.shape[-1],
+        num_heads=max(watch.num_heads.values(), default=0),
+        max_positions=_max_positions(config.get_text_config()),
+        layers=tuple(
+            LayerSpec(memory=watch.memories[layer], experts=watch.experts.get(layer)) for layer in range(num_layers)
+        ),
+    )
+
+
+def _max_positions(config: PretrainedConfig) -> int | None:
+    for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Watch(MicroBatchContext):
+    """Tokens that leave a note where they would leave keys, values or a state."""
+
+    memories: dict[int, AttentionSpec | StateSpec] = field(default_factory=dict)
+    experts: dict[int, ExpertsSpec] = field(default_factory=dict)
+    num_heads: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_tokens(cls) -> _Watch:
+        ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device="meta")
+        return cls(
+            token_ids=ids,
+            positions=ids,
+            logit_tokens=ids[0, :1],
+            layouts=(),
+            pools=KVPools(layers=[], num_blocks=[], block_tokens=1, dtype=torch.float32, allocate=torch.zeros),
+            attention=GroupedAttention(),
+            waits=frozenset(),
+        )
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
+        spec = AttentionSpec(
+            num_kv_heads=keys.shape[1], key_width=keys.shape[2], value_width=values.shape[2], window=rule.reach
+        )
+        return self._note_attention(layer, query, spec)
+
+    def attend_latents(self, layer: int, query: Tensor, keys: Tensor, rank: int, rule: AttentionRule) -> Tensor:
+        spec = AttentionSpec(num_kv_heads=1, key_width=keys.shape[2], value_width=rank, latent=True)
+        return self._note_attention(layer, query, spec)
+
+    def mix_experts(self, module: ForeignModule, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        self.experts[module.headrace_layer] = ExpertsSpec(
+            num_experts=module.num_experts, num_per_token=chosen.shape[-1]
+        )
+        return torch.empty_like(hidden)
+
+    def state_batches(self, layer: int) -> list[StateBatch]:
+        tokens = torch.arange(_NUM_TOKENS, device="meta")[None]
+        return [StateBatch(tokens=tokens, sources=None, targets=tokens[0, :1])]
+
+    def store_state(self, layer: int, batch: StateBatch, conv: Tensor, recurrent: Tensor) -> None:
+        self._note(layer, StateSpec(conv_shape=tuple(conv.shape[1:]), recurrent_shape=tuple(recurrent.shape[1:])))
+
+    def _note_attention(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        self.num_heads[layer] = query.shape[1]
+        self._note(layer, spec)
+        return query.new_empty(*query.shape[:2], spec.value_width)
+
+    def _note(self, layer: int, memory: AttentionSpec | StateSpec) -> None:
+        if layer in self.memories:
+            raise UnsupportedModelError(f"layer {layer} keeps more than one thing, for which there is no place")
+        self.memories[layer] = memory

@@ -1,0 +1,130 @@
+"""Configurations of tiny models, one or more for every architecture beyond the families of `tests/tiny_models.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VOCAB_SIZE = 97
+HIDDEN_SIZE = 64
+
+VOCAB: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+DECODER: dict[str, Any] = {
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    **VOCAB,
+}
+_MULTI_HEAD = {**DECODER, "num_key_value_heads": 4}
+_GPT = {"n_embd": HIDDEN_SIZE, "n_layer": 3, "n_head": 4, "n_positions": 128, **VOCAB}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SLIDING_FULL_SLIDING = {
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "codegen": {"model_type": "codegen", "rotary_dim": 8, **_GPT},
+    "cohere": {"model_type": "cohere", **DECODER},
+    "cohere2": {"model_type": "cohere2", **_SLIDING_FULL_SLIDING, **DECODER},
+    "falcon": {
+        "model_type": "falcon",
+        "multi_query": True,
+        "new_decoder_architecture": False,
+        "parallel_attn": True,
+        "bias": False,
+        "alibi": False,
+        **DECODER,
+    },
+    "falcon_alibi": {
+        "model_type": "falcon",
+        "multi_query": False,
+        "new_decoder_architecture": False,
+        "parallel_attn": False,
+        "bias": True,
+        "alibi": True,
+        **DECODER,
+    },
+    "falcon_new": {
+        "model_type": "falcon",
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+        "bias": False,
+        "alibi": False,
+        **DECODER,
+    },
+    "glm": {"model_type": "glm", "head_dim": 16, **DECODER},
+    "glm4": {"model_type": "glm4", "head_dim": 16, **DECODER},
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        **_EXPERTS,
+        **DECODER,
+    },
+    "gpt2": {"model_type": "gpt2", **_GPT},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **_GPT},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "hidden_size": HIDDEN_SIZE,
+        "num_layers": 4,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 5,
+        "max_position_embeddings": 128,
+        **VOCAB,
+    },
+    "gpt_neox": {"model_type": "gpt_neox", **DECODER},
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        **_SLIDING_FULL_SLIDING,
+        **DECODER,
+    },
+    "gptj": {"model_type": "gptj", "rotary_dim": 8, **_GPT},
+    "granite": {
+        "model_type": "granite",
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 2.0,
+        **DECODER,
+    },
+    "jamba": {
+        "model_type": "jamba",
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 4,
+        "use_mamba_kernels": False,
+        **DECODER,
+    },
+    "llama4_text": {
+        "model_type": "llama4_text",
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 2,
+        "head_dim": 16,
+        "attention_chunk_size": 6,
+        "no_rope_layers": [1, 1, 0],
+        "interleave_moe_layer_step": 2,
+        **DECODER,
+    },
+    "mpt": {"model_type": "mpt", "d_model": HIDDEN_SIZE, "n_heads": 4, "n_layers": 3, "max_seq_len": 128, **VOCAB},
+    "olmo2": {"model_type": "olmo2", **DECODER},
+    "phi": {"model_type": "phi", **_MULTI_HEAD},
+    "phi3": {"model_type": "phi3", "sliding_window": 7, **DECODER},
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, **_EXPERTS, **DECODER},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1], **DECODER},
+    "stablelm": {"model_type": "stablelm", "use_qkv_bias": True, **DECODER},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": 5, **DECODER},
+}
