@@ -84,6 +84,7 @@ class Rig:
     scheduler: Scheduler
     cache: KVCacheManager
     executor: Runner
+    salt: Callable[[int], str]
     _ids: Iterator[int] = field(default_factory=lambda: iter(range(10**9)))
 
     def run(
@@ -104,6 +105,7 @@ class Rig:
                     sample_index=sample,
                     prompt_ids=row.prompt,
                     max_tokens=row.num_new,
+                    salt=self.salt(len(row.prompt)),
                 ),
             )
             for request_id, row in enumerate(rows)
@@ -159,7 +161,7 @@ def make_rig(
     executor = Executor(
         model=model, points=points, contexts=contexts, schedule=shape.schedule, products=shape.products()
     )
-    return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor)
+    return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor, salt=table.salt)
 
 
 def executor_of(rig: Rig) -> Executor:

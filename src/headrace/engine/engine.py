@@ -64,6 +64,7 @@ class Engine:
         seed: from which requests without a seed of their own get one.
         speed: what the engine was measured to do so far.
         filling: how large sweeps hide the reading of their weights; None where all weights stay.
+        salt: keeps apart what rows of so many prompt tokens leave in the prefix cache.
         give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
     """
@@ -78,6 +79,7 @@ class Engine:
     seed: int
     speed: SweepSpeed = field(default_factory=SweepSpeed)
     filling: Filling | None = None
+    salt: Callable[[int], str] = lambda num_prompt_tokens: ""
     give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Engine:
                 max_tokens=sampling.max_tokens,
                 min_tokens=sampling.min_tokens,
                 stop_ids=sampling.ending_token_ids,
+                salt=self.salt(len(request.prompt_token_ids)),
             )
             answer = Answer(index=index, sampling=sampling, seed=seed, decoder=self.tokenizer)
             running.answers.append(answer)

@@ -247,6 +247,7 @@ def _assemble(
         seed=options.seed,
         speed=speed,
         filling=filling,
+        salt=placed.model.table.salt,
         give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 

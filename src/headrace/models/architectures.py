@@ -47,15 +47,3 @@ def check_architecture(config: Configuration) -> None:
             f"architecture {config.model_type!r} is not verified to run exactly, so it is refused; "
             f"this version runs {', '.join(sorted(EXACT))}"
         )
-    _refuse_batch_dependent_rope(config)
-
-
-def _refuse_batch_dependent_rope(config: Configuration) -> None:
-    """Long-RoPE and dynamic NTK choose frequencies by the longest row of a batch: a short row would change."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    rope_type = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
-    if rope_type in ("longrope", "dynamic"):
-        raise UnsupportedModelError(
-            f"rotary scaling {rope_type!r} depends on the longest row of a batch, so rows would change each other; "
-            "it is refused until rows are grouped by length"
-        )

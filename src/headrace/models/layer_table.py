@@ -76,12 +76,35 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LengthRule:
+    """Positions that are turned by how long a row is, as in long-RoPE and dynamic NTK.
+
+    A token at position p of a row whose prompt has P tokens is turned as one of a row of max(P, p + 1) tokens, as
+    transformers' `generate` does it, which sees the prompt at once and every further token alone.
+
+    Attributes:
+        threshold: rows of up to so many tokens are turned alike.
+        each_length: longer rows are turned by their length; else they are turned alike, too.
+    """
+
+    threshold: int
+    each_length: bool
+
+    def salt(self, num_prompt_tokens: int) -> str:
+        """Returns the same for rows that may share keys."""
+        if num_prompt_tokens <= self.threshold:
+            return ""
+        return f"rotary {num_prompt_tokens}" if self.each_length else "rotary long"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerTable:
     """The model as everything above `models` knows it.
 
     Attributes:
         num_heads: of queries; 0 in a model without attention.
         max_positions: None where the model has no limit.
+        length_rule: None where positions are turned alike in rows of any length.
     """
 
     model_type: str
@@ -90,6 +113,7 @@ class LayerTable:
     num_heads: int
     max_positions: int | None
     layers: tuple[LayerSpec, ...]
+    length_rule: LengthRule | None = None
 
     @property
     def groups(self) -> tuple[KVGroup, ...]:
@@ -132,6 +156,10 @@ class LayerTable:
                 kept = num_tokens if layer.memory.window is None else min(num_tokens, layer.memory.window)
                 total += kept * layer.memory.numbers_per_token * dtype_bytes
         return total
+
+    def salt(self, num_prompt_tokens: int) -> str:
+        """Returns what keeps rows apart in the prefix cache that would not leave the same keys there."""
+        return "" if self.length_rule is None else self.length_rule.salt(num_prompt_tokens)
 
     def points(self) -> list[Point]:
         """Where a micro-batch may wait for bytes, in the order in which it comes there."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import ReferenceType
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
+from headrace.attention.ragged import AttentionBackend, Integers, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.kv_cache.pools import KVPools
 from headrace.models.brought_experts import BroughtExperts, ExpertTensors
 from headrace.models.coroutine import current_context, suspend
+from headrace.models.layer_table import LengthRule
 from headrace.models.transformers_api import ForeignModule
 from headrace.schedule.steps import Point
 
@@ -40,6 +43,7 @@ class MicroBatchContext:
         logit_tokens: (R,) packed tokens whose logits are wanted.
         layouts: per KV group: the ragged layout, or the batches of a state group.
         waits: points at which this micro-batch really suspends; the others are passed without a stop.
+        row_lengths: (T,) how long each token's row was when `generate` would have computed it (`LengthRule`).
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
         brought: per layer whose KV is not in the pools, while it can be attended over: pages, and a layout of them.
         routing: per layer at whose experts the micro-batch waits: (T, k), which experts each token goes to.
@@ -55,6 +59,7 @@ class MicroBatchContext:
     pools: KVPools
     attention: AttentionBackend
     waits: frozenset[Point]
+    row_lengths: Integers
     skipped_layers: frozenset[int] = frozenset()
     brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
     routing: dict[int, Tensor] = field(default_factory=dict)
@@ -98,6 +103,17 @@ class MicroBatchContext:
     def attend_latents(self, layer: int, query: Tensor, keys: Tensor, rank: int, rule: AttentionRule) -> Tensor:
         """Does the same where the first `rank` numbers of the one key head (T, 1, D) are its value, too."""
         return self._attend(layer, query, keys, None, rule)
+
+    def by_length(self, rule: LengthRule) -> list[tuple[int, Tensor]]:
+        """Returns the packed tokens (N,) of rows that are turned alike, with a length of theirs."""
+        lengths = self.row_lengths
+        long = lengths if rule.each_length else lengths.max()
+        classes = np.where(lengths > rule.threshold, long, 1)
+        device = self.positions.device
+        return [
+            (int(length), torch.from_numpy(np.flatnonzero(classes == length)).to(device))
+            for length in np.unique(classes)
+        ]
 
     def state_batches(self, layer: int) -> list[StateBatch]:
         """Returns the chunks of the micro-batch as a state layer runs them, in order."""

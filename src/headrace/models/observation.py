@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,10 @@ from headrace.attention.grouped import GroupedAttention
 from headrace.attention.rule import AttentionRule
 from headrace.errors import UnsupportedModelError
 from headrace.kv_cache.pools import KVPools
+from headrace.models.adapters import rotary
 from headrace.models.architectures import check_architecture
 from headrace.models.coroutine import Coroutine
-from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerSpec, LayerTable, StateSpec
+from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerSpec, LayerTable, LengthRule, StateSpec
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
 from headrace.models.skeleton import outline_of
@@ -59,6 +61,7 @@ def observe(config: PretrainedConfig) -> LayerTable:
         hidden_size=model.get_input_embeddings().weight.shape[-1],
         num_heads=max(watch.num_heads.values(), default=0),
         max_positions=_max_positions(config.get_text_config()),
+        length_rule=next(filter(None, map(rotary.rule_of, model.modules())), None),
         layers=tuple(
             LayerSpec(memory=watch.memories[layer], experts=watch.experts.get(layer)) for layer in range(num_layers)
         ),
@@ -92,6 +95,7 @@ class _Watch(MicroBatchContext):
             pools=KVPools(layers=[], num_blocks=[], block_tokens=1, dtype=torch.float32, allocate=torch.zeros),
             attention=GroupedAttention(),
             waits=frozenset(),
+            row_lengths=np.ones(_NUM_TOKENS, dtype=np.int64),
         )
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
@@ -109,6 +113,9 @@ class _Watch(MicroBatchContext):
             num_experts=module.num_experts, num_per_token=chosen.shape[-1]
         )
         return torch.empty_like(hidden)
+
+    def by_length(self, rule: LengthRule) -> list[tuple[int, Tensor]]:
+        return []
 
     def state_batches(self, layer: int) -> list[StateBatch]:
         tokens = torch.arange(_NUM_TOKENS, device="meta")[None]

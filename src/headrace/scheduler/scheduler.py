@@ -253,6 +253,7 @@ class Scheduler:
                     token_ids=tuple(sequence.token_ids[start:stop]),
                     block_tables=block_tables,
                     samples=stop == num_known,
+                    num_prompt_tokens=len(sequence.prompt_ids),
                 ),
             )
             start = stop

@@ -29,6 +29,7 @@ class Chunk:
         block_tables: one table for each KV group. `full` and `sliding`: the block of position p is entry
             p // block_tokens, -1 where no token will read it any more. `state`: (source slot, target slot); the source
             holds the state after `start` tokens, -1 the zero state; the target receives the state after `stop` tokens.
+        num_prompt_tokens: of the sequence, whichever of its tokens these are.
         samples: whether the logits of the last token are wanted: it is the last token the sequence knows.
     """
 
@@ -37,6 +38,7 @@ class Chunk:
     token_ids: tuple[int, ...]
     block_tables: tuple[tuple[int, ...], ...]
     samples: bool
+    num_prompt_tokens: int = 0
 
     @property
     def stop(self) -> int:
