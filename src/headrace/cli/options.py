@@ -100,6 +100,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens_default:
     group.add_argument("--top-p", type=float, metavar="P", help="smallest set of tokens with this probability")
     group.add_argument("--top-k", type=int, metavar="K", help="this many most likely tokens; 0 is all")
     group.add_argument("--min-p", type=float, metavar="P", help="tokens this likely relative to the likeliest")
+    group.add_argument("--typical-p", type=float, metavar="P", help="tokens of about average information, this likely")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: against tokens that occurred")
+    group.add_argument("--presence-penalty", type=float, metavar="X", help="OpenAI's: tokens of the answer, once")
+    group.add_argument("--frequency-penalty", type=float, metavar="X", help="OpenAI's: for every time they occurred")
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer, not part of it; repeatable")
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end token")
 
@@ -118,7 +122,10 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """
     from headrace.sampling.parameters import SamplingParams
 
-    names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos")
+    names = (
+        "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty", "stop", "ignore_eos",
+    )  # fmt: skip
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         return SamplingParams(**given)
@@ -144,6 +151,11 @@ def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:
         parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
         parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
         parts += [f"min_p {sampling.min_p:g}"] if sampling.min_p else []
+        parts += [f"typical_p {sampling.typical_p:g}"] if sampling.typical_p < 1 else []
+    penalties = ("repetition", 1.0), ("presence", 0.0), ("frequency", 0.0)
+    for name, neutral in penalties:
+        value = getattr(sampling, f"{name}_penalty")
+        parts += [f"{name}_penalty {value:g}"] if value != neutral else []
     parts.append(f"max_tokens {max_tokens}")
     parts += [f"min_tokens {sampling.min_tokens}"] if sampling.min_tokens else []
     parts += [f"stop {' '.join(map(repr, sampling.stop))}"] if sampling.stop else []

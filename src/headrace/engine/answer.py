@@ -21,13 +21,22 @@ class Answer:
         first_token_seconds, last_token_seconds: on the clock of `time.perf_counter`; None before the first token.
     """
 
-    def __init__(self, *, index: int, sampling: ResolvedSampling, seed: int, decoder: TokenDecoder) -> None:
+    def __init__(
+        self,
+        *,
+        index: int,
+        sampling: ResolvedSampling,
+        seed: int,
+        decoder: TokenDecoder,
+        prompt_ids: Sequence[int] = (),
+    ) -> None:
         self.index = index
         self.sampling = sampling
         self.finish_reason: FinishReason | None = None
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
         self._seed = seed
+        self._prompt_ids = prompt_ids
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
@@ -38,7 +47,14 @@ class Answer:
 
     def next_row(self) -> SamplingRow:
         """What decides the next token, besides the logits."""
-        return SamplingRow(sampling=self.sampling, sample_index=self.index, step=len(self._token_ids), seed=self._seed)
+        return SamplingRow(
+            sampling=self.sampling,
+            sample_index=self.index,
+            step=len(self._token_ids),
+            seed=self._seed,
+            prompt_ids=self._prompt_ids,
+            output_ids=self._token_ids,
+        )
 
     def accept(self, token: SampledToken, *, ended_by: FinishReason | None) -> bool:
         """Takes the next token; returns whether a stop string has just ended the answer.

@@ -97,7 +97,12 @@ class Engine:
         """
         self._check_prompt(request.prompt_token_ids)
         room = self.max_model_len - len(request.prompt_token_ids)
-        return request.params.resolve(self.defaults, default_max_tokens=room, room=room)
+        sampling = request.params.resolve(
+            self.defaults, default_max_tokens=room, room=room, word_forms=self.tokenizer.word_forms
+        )
+        self._check_in_vocabulary("logit_bias", [token_id for token_id, _ in sampling.logit_bias])
+        self._check_in_vocabulary("bad_words", [token_id for word in sampling.bad_words for token_id in word])
+        return sampling
 
     def add(self, request: GenerationRequest) -> int:
         """Takes a request in, to run with the next sweeps; returns the ticket under which it ends in `finished`.
@@ -128,7 +133,13 @@ class Engine:
                 stop_ids=sampling.ending_token_ids,
                 salt=self.salt(len(request.prompt_token_ids)),
             )
-            answer = Answer(index=index, sampling=sampling, seed=seed, decoder=self.tokenizer)
+            answer = Answer(
+                index=index,
+                sampling=sampling,
+                seed=seed,
+                decoder=self.tokenizer,
+                prompt_ids=request.prompt_token_ids,
+            )
             running.answers.append(answer)
             running.sequences.append(sequence)
             self._answers[sequence.sequence_id] = (running, answer)
@@ -221,12 +232,15 @@ class Engine:
                 code="context_length_exceeded",
                 param="prompt",
             )
+        self._check_in_vocabulary("prompt", token_ids)
+
+    def _check_in_vocabulary(self, param: str, token_ids: Sequence[int]) -> None:
         outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
         if outside is not None:
             raise RequestError(
                 f"token {outside} is not in the vocabulary of {self.vocab_size}; expected ids of the model's tokenizer",
                 code="invalid_value",
-                param="prompt",
+                param=param,
             )
 
     def _accept(self, tokens: Mapping[int, SampledToken]) -> None:

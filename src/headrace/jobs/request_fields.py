@@ -24,7 +24,8 @@ _PROMPT_KEYS: Mapping[RequestKind, tuple[str, ...]] = {
     "either": ("prompt", "messages"),
 }
 _SAMPLING_KEYS = (
-    "n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "ignore_eos", "seed",
+    "n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "stop", "stop_token_ids", "ignore_eos", "seed",
     "skip_special_tokens",
 )  # fmt: skip
 _LENGTH_KEYS = ("max_tokens", "max_completion_tokens")
@@ -35,10 +36,6 @@ _LABEL_KEYS = ("model", "user", "metadata")
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "stream": (False,),
     "stream_options": (),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),

@@ -72,6 +72,11 @@ class Tokenizer:
         assert isinstance(text, str), "it was not asked to tokenize"
         return self._encode(text, add_special_tokens=False)
 
+    def word_forms(self, word: str) -> list[list[int]]:
+        """Returns the tokens of a word at the beginning of a text and inside of it, where they differ."""
+        forms = [self._encode(text, add_special_tokens=False) for text in (word.lstrip(), f" {word.lstrip()}")]
+        return [form for index, form in enumerate(forms) if form and form not in forms[:index]]
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
@@ -110,6 +115,11 @@ class WithoutTokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         raise RequestError(
             "this model has no tokenizer; give `prompt` as token ids", code="no_tokenizer", param="messages"
+        )
+
+    def word_forms(self, word: str) -> list[list[int]]:
+        raise RequestError(
+            "this model has no tokenizer; give bad words as token ids", code="no_tokenizer", param="bad_words"
         )
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -119,6 +119,31 @@ def draw_unlimited(logits: Tensor, uniforms: Floats) -> tuple[Ints, Bools]:
     return chosen * BLOCK_WIDTH + places, np.isfinite(running[:, -1])
 
 
+def draw_typical(logits: Tensor, samplings: Sequence[ResolvedSampling], uniforms: Floats) -> tuple[Ints, Bools]:
+    """Returns one token per row of `logits` (R, V) after all limits, and whether the row was finite; one row at a time.
+
+    Locally typical sampling (arXiv 2202.00666) comes last, on what the others leave, as in transformers.
+    """
+    token_ids = np.zeros(len(samplings), dtype=np.int64)
+    is_finite = np.ones(len(samplings), dtype=np.bool_)
+    for row, sampling in enumerate(samplings):
+        part = logits[row : row + 1]
+        shares = part.softmax(-1) if not sampling.top_k else None
+        kept = rank_candidates(part, Limits.of([sampling]), part.shape[1], shares)
+        weights = kept.weights[0] / kept.weights.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            information = -np.log(weights)
+            average = np.nansum(weights * information)
+        order = np.argsort(np.abs(information - average), kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= sampling.typical_p]] = 0.0
+        typical = Candidates(
+            token_ids=kept.token_ids, weights=weights[None], is_complete=kept.is_complete, is_finite=kept.is_finite
+        )
+        token_ids[row], is_finite[row] = draw_candidate(typical, uniforms[row : row + 1])[0], kept.is_finite[0]
+    return token_ids, is_finite
+
+
 def most_likely(logits: Tensor, depth: int) -> tuple[npt.NDArray[np.float32], Ints]:
     """Returns the `depth` largest of `logits` (R, V) and their ids, both (R, C) with C at most `depth`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,10 +14,15 @@ GREEDY_TEMPERATURE = 1e-5
 MAX_TEMPERATURE = 100.0
 MAX_LOGPROBS = 100
 MAX_SAMPLES = 16_384
+MAX_REPETITION_PENALTY = 100.0
+MAX_LOGIT_BIAS = 100.0
+_SMALLEST = 1e-6
+
+# Keys of generation_config.json that are followed as they are.
+_FOLLOWED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 # Keys of generation_config.json that change tokens and that we do not follow, with the values at which they do nothing.
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
-    "bad_words_ids": (),
     "begin_suppress_tokens": (),
     "diversity_penalty": (0.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -29,12 +34,10 @@ _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
     "penalty_alpha": (0.0,),
-    "repetition_penalty": (1.0,),
     "sequence_bias": (),
     "stop_strings": (),
     "suppress_tokens": (),
     "top_h": (),
-    "typical_p": (1.0,),
 }
 
 
@@ -50,6 +53,12 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches it.
         top_k: keep this many tokens; 0 or -1 keeps all.
         min_p: keep tokens at least this share as likely as the most likely one.
+        typical_p: keep the smallest set of tokens of about average information whose probability reaches it.
+        repetition_penalty: divides logits of tokens of prompt and answer (those below 0 are multiplied); 1 is off.
+        presence_penalty: taken once from the logits of every token of the answer, -2 to 2.
+        frequency_penalty: taken from them for every time that they occurred, -2 to 2.
+        logit_bias: token id -> what is added to its logit, -100 to 100. Stored as a tuple of pairs.
+        bad_words: texts, or lists of token ids, that the answer must not contain. Stored as a tuple.
         stop: text that ends the answer and is not part of it: one string or several. Stored as a tuple.
         stop_token_ids: tokens that end the answer, beside the model's own. Stored as a tuple.
         ignore_eos: go on after the model's own end tokens.
@@ -68,6 +77,12 @@ class SamplingParams:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    bad_words: Sequence[str | Sequence[int]] = ()
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
@@ -83,16 +98,29 @@ class SamplingParams:
         _check_float("top_p", self.top_p, high=1.0)
         _check_int("top_k", self.top_k, low=-1)
         _check_float("min_p", self.min_p, high=1.0)
+        _check_float("typical_p", self.typical_p, low=_SMALLEST, high=1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, low=_SMALLEST, high=MAX_REPETITION_PENALTY)
+        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("seed", self.seed, low=-(2**63), high=2**64 - 1)
         _check_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "bad_words", _bad_words(self.bad_words))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _refuse("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
 
-    def resolve(self, defaults: GenerationDefaults, *, default_max_tokens: int, room: int) -> ResolvedSampling:
+    def resolve(
+        self,
+        defaults: GenerationDefaults,
+        *,
+        default_max_tokens: int,
+        room: int,
+        word_forms: Callable[[str], Sequence[Sequence[int]]] = lambda word: (),
+    ) -> ResolvedSampling:
         """Returns these parameters with nothing left open.
 
         Without a temperature, the request is greedy, as in transformers' `generate`, unless the model's
@@ -102,6 +130,7 @@ class SamplingParams:
         Args:
             default_max_tokens: `max_tokens` of a request that does not say; raised to its `min_tokens`.
             room: tokens between the end of the prompt and the end of the context.
+            word_forms: the token ids of a word, in each way in which it may come.
 
         Raises:
             RequestError: there is no room (code `context_length_exceeded`).
@@ -128,6 +157,16 @@ class SamplingParams:
             top_p=float(_first(self.top_p, defaults.top_p, 1.0)),
             top_k=max(0, int(_first(self.top_k, defaults.top_k, 0))),
             min_p=float(_first(self.min_p, defaults.min_p, 0.0)),
+            typical_p=float(_first(self.typical_p, defaults.typical_p, 1.0)),
+            repetition_penalty=float(_first(self.repetition_penalty, defaults.repetition_penalty, 1.0)),
+            presence_penalty=float(self.presence_penalty),
+            frequency_penalty=float(self.frequency_penalty),
+            logit_bias=tuple(self.logit_bias),  # type: ignore[arg-type]
+            bad_words=tuple(
+                tuple(form)
+                for word in (*self.bad_words, *defaults.bad_words)
+                for form in (word_forms(word) if isinstance(word, str) else (word,))
+            ),
             stop=tuple(self.stop),
             stop_token_ids=frozenset(self.stop_token_ids),
             eos_token_ids=frozenset() if self.ignore_eos else frozenset(defaults.eos_token_ids),
@@ -152,6 +191,9 @@ class GenerationDefaults:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -164,21 +206,19 @@ class GenerationDefaults:
         """
         eos = values.get("eos_token_id")
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
-        known: dict[str, Any] = {key: values.get(key) for key in ("temperature", "top_k", "top_p", "min_p")}
+        known: dict[str, Any] = {key: values.get(key) for key in _FOLLOWED}
         try:
-            checked = SamplingParams(**known, stop_token_ids=eos_ids)
+            checked = SamplingParams(**known, stop_token_ids=eos_ids, bad_words=values.get("bad_words_ids") or ())  # type: ignore[arg-type]
             _check_bool("do_sample", values.get("do_sample") or False)
         except RequestError as error:
-            param = "eos_token_id" if error.param == "stop_token_ids" else error.param
+            param = {"stop_token_ids": "eos_token_id", "bad_words": "bad_words_ids"}.get(error.param or "", error.param)
             raise CorruptCheckpointError(
                 f"generation_config.json: {param}: {error}; put the value right or delete the key"
             ) from error
         return cls(
             do_sample=bool(values.get("do_sample")),
-            temperature=checked.temperature,
-            top_k=checked.top_k,
-            top_p=checked.top_p,
-            min_p=checked.min_p,
+            **{key: getattr(checked, key) for key in _FOLLOWED},
+            bad_words=tuple(tuple(word) for word in checked.bad_words if not isinstance(word, str)),
             eos_token_ids=tuple(checked.stop_token_ids),
             ignored=tuple(key for key, neutral in _NEUTRAL_VALUES.items() if _acts(values.get(key), neutral)),
         )
@@ -193,6 +233,8 @@ class ResolvedSampling:
         top_k: 0 is off.
         top_p: 1 is off.
         min_p: 0 is off.
+        typical_p, repetition_penalty: 1 is off.
+        bad_words: token ids of which the last must not follow the others.
         eos_token_ids: the model's end tokens, empty where they are ignored.
     """
 
@@ -203,6 +245,12 @@ class ResolvedSampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     eos_token_ids: frozenset[int] = frozenset()
@@ -213,6 +261,12 @@ class ResolvedSampling:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether logits depend on more than the model."""
+        has_penalty = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return has_penalty or bool(self.logit_bias or self.bad_words)
 
     @property
     def ending_token_ids(self) -> frozenset[int]:
@@ -240,12 +294,12 @@ def _check_int(name: str, value: object, *, low: int, high: int | None = None, o
         _refuse(name, value, f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}")
 
 
-def _check_float(name: str, value: object, *, high: float) -> None:
+def _check_float(name: str, value: object, *, low: float = 0.0, high: float) -> None:
     if value is None:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 <= value <= high:  # type: ignore[arg-type,operator]
-        _refuse(name, value, f"a number from 0 to {high:g}")
+    if not is_number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]
+        _refuse(name, value, f"a number from {low:g} to {high:g}")
 
 
 def _check_bool(name: str, value: object) -> None:
@@ -262,10 +316,29 @@ def _stop_strings(value: object) -> tuple[str, ...]:
     return strings
 
 
-def _token_ids(value: object) -> tuple[int, ...]:
+def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    """Accepts ids as text, too: JSON has no other keys."""
+    pairs = value.items() if isinstance(value, Mapping) else value or ()
+    try:
+        biases = sorted((int(token_id), float(bias)) for token_id, bias in pairs)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        biases = [(-1, 0.0)]
+    if not all(token_id >= 0 and abs(bias) <= MAX_LOGIT_BIAS for token_id, bias in biases):
+        _refuse("logit_bias", value, f"token ids with numbers from {-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}")
+    return tuple(biases)
+
+
+def _bad_words(value: object) -> tuple[str | tuple[int, ...], ...]:
+    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else None
+    if words is None or not all(words):
+        _refuse("bad_words", value, "a list of texts, or of lists of token ids, none of them empty")
+    return tuple(word if isinstance(word, str) else _token_ids("bad_words", word) for word in words)
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
     if value is None:
         return ()
     ids = tuple(value) if isinstance(value, list | tuple | set | frozenset) else None
     if ids is None or not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
-        _refuse("stop_token_ids", value, "a list of token ids")
+        _refuse(name, value, "a list of token ids")
     return ids

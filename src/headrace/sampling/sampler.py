@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.sampling.adjusting import adjust
 from headrace.sampling.candidates import (
     BLOCK_WIDTH,
     Bools,
@@ -20,6 +21,7 @@ from headrace.sampling.candidates import (
     Ints,
     Limits,
     draw_candidate,
+    draw_typical,
     draw_unlimited,
     most_likely,
     most_likely_one,
@@ -42,7 +44,7 @@ _BYTES_PER_LOGIT = 4 + 4 + 4 + 4
 _BYTES_PER_CANDIDATE = 64
 
 # How a row is drawn, and the depths at which its candidates are looked for.
-_Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus"], tuple[int, ...]]
+_Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus", "typical"], tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +54,15 @@ class SamplingRow:
     Attributes:
         sample_index: which of the request's `n` answers.
         step: tokens generated so far.
+        prompt_ids, output_ids: what came before, for penalties and words that must not come.
     """
 
     sampling: ResolvedSampling
     sample_index: int
     step: int
     seed: int
+    prompt_ids: Sequence[int] = ()
+    output_ids: Sequence[int] = ()
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: int = 32 * MIB) -> list[SampledToken]:
@@ -76,6 +81,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
         for indices in _parts(members, rows_at_once):
             part = [rows[index] for index in indices]
             loaded = _load(logits, indices)
+            for place, row in enumerate(part):
+                if row.sampling.adjusts_logits:
+                    adjust(loaded[place], row.sampling, row.prompt_ids, row.output_ids)
             _mask_endings(loaded, part, num_tokens)
             token_ids[indices], is_finite[indices] = _draw(loaded, part, method)
     logprobs: dict[int, TokenLogprobs] = {}
@@ -92,6 +100,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
 def _method(sampling: ResolvedSampling, num_tokens: int) -> _Method:
     if sampling.is_greedy:
         return "greedy", ()
+    if sampling.typical_p < 1:
+        return "typical", ()
     if 0 < sampling.top_k < num_tokens:
         # Some more than top_k, as tokens equal to the last one stay too; few depths, so that rows can go together.
         depth = max(16, 1 << (sampling.top_k + max(8, sampling.top_k // 4) - 1).bit_length())
@@ -143,6 +153,8 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow], method: _Method) -> tuple
     logits /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device)[:, None]
     if kind == "unlimited":
         return draw_unlimited(logits, uniforms)
+    if kind == "typical":
+        return draw_typical(logits, [row.sampling for row in rows], uniforms)
     limits = Limits.of([row.sampling for row in rows])
     return _draw_ranked(logits, limits, uniforms, depths, None if kind == "top_k" else logits.softmax(-1))
 
