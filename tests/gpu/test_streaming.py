@@ -14,7 +14,8 @@ from headrace import LLM, SamplingParams
 from tests.integration.streamed_models import PROMPTS, save_sharded, tokens_of
 from tests.integration.test_simulated_device import SHARES
 from tests.parity.harness import LENGTHS, generate_alone, make_prompt
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model, save_tiny, write_tokenizer
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model, save_tiny, write_tokenizer
 
 pytestmark = pytest.mark.gpu
 

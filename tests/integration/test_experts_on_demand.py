@@ -9,7 +9,8 @@ import pytest
 
 from headrace import LLM, SamplingParams
 from tests.parity.harness import LENGTHS, generated, make_prompt
-from tests.tiny_models import MANY_EXPERTS, save_tiny, write_tokenizer
+from tests.tiny_configs import MANY_EXPERTS
+from tests.tiny_models import save_tiny, write_tokenizer
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
 OPTIONS = {

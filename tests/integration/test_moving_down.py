@@ -22,7 +22,8 @@ from headrace.schedule.steps import Point, Step
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
 from tests.parity.harness import generated, make_prompt
-from tests.tiny_models import VOCAB_SIZE, save_tiny, write_tokenizer
+from tests.tiny_configs import VOCAB_SIZE
+from tests.tiny_models import save_tiny, write_tokenizer
 
 NAME = "llama"
 PROMPTS = [make_prompt(length, seed) for seed, length in enumerate((9, 12, 20, 16, 25, 5))]

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.units import GIB, MIB
 from tests.integration.held_budgets import assert_held, named_size, run_with_what_it_names
 from tests.integration.measured_jobs import JobRunner, MeasuredJob, job_runner, with_memory
-from tests.tiny_models import TINY_CONFIGS, write_tokenizer
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import write_tokenizer
 
 NUM_JOBS = 50
 

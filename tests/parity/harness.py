@@ -39,7 +39,8 @@ from headrace.scheduler.sequence import Sequence as ScheduledSequence
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
-from tests.tiny_models import VOCAB_SIZE, make_tiny_model
+from tests.tiny_configs import VOCAB_SIZE
+from tests.tiny_models import make_tiny_model
 
 ALL_KINDS: frozenset[PointKind] = frozenset({"embedding", "layer", "attention", "experts", "head"})
 MANY_BLOCKS = 400

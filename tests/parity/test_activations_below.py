@@ -26,7 +26,7 @@ from tests.parity.harness import (
     sharing_rows,
     tiny_engine_model,
 )
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 from tests.unit.executor.orders import Regrouped, falling_behind, last_first
 
 ROWS: dict[str, Callable[..., list[Row]]] = {

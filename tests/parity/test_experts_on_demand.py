@@ -22,7 +22,8 @@ from headrace.storage.link import Buffer
 from headrace.storage.transfer import Transfer
 from tests.parity.harness import Row, Shape, distinct_rows, executor_of, make_prompt, sharing_rows
 from tests.parity.test_streaming import assert_same_tokens, opened, rig_of, streamed
-from tests.tiny_models import MANY_EXPERTS, save_tiny
+from tests.tiny_configs import MANY_EXPERTS
+from tests.tiny_models import save_tiny
 
 FAMILIES = ["mixtral", "deepseek_v2", "deepseek_v3", "qwen3_next", *MANY_EXPERTS]
 READING = {"always on demand": 1.0, "always in order": 0.0, "as the sweep needs": None}

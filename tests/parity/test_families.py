@@ -45,7 +45,8 @@ from tests.parity.harness import (
     table_of,
     tiny_engine_model,
 )
-from tests.tiny_models import TINY_CONFIGS, VOCAB_SIZE, make_tiny_model, save_tiny
+from tests.tiny_configs import TINY_CONFIGS, VOCAB_SIZE
+from tests.tiny_models import make_tiny_model, save_tiny
 
 FAMILIES = sorted(TINY_CONFIGS)
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows, "crowded": crowded_rows}

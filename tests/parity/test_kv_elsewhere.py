@@ -35,7 +35,7 @@ from tests.parity.harness import (
     sharing_rows,
     tiny_engine_model,
 )
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows, "crowded": crowded_rows}
 ELSEWHERE: dict[str, Callable[[list[int]], list[int]]] = {

@@ -27,7 +27,7 @@ from tests.parity.harness import (
     scattered_steps,
     tiny_engine_model,
 )
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 
 SHAPES = {
     "one micro-batch": Shape(scarce=True, block_tokens=4),

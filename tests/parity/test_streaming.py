@@ -35,7 +35,8 @@ from tests.parity.harness import (
     make_rig,
     sharing_rows,
 )
-from tests.tiny_models import TINY_CONFIGS, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import save_tiny
 
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows, "crowded": crowded_rows}
 KEPT: dict[str, Callable[[list[Point]], list[Point]]] = {

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import headrace
 from headrace import SamplingParams
 from tests.parity.harness import distinct_rows, generate_alone
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
 
 QUICK = ("llama", "llama_tied", "mixtral", "bloom", "qwen3_next", "mamba2")
 FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in TINY_CONFIGS]

@@ -17,7 +17,7 @@ from headrace.models.weight_copies import with_copies
 from headrace.models.weight_map import build_random_weight_map
 from headrace.planner.calibration_store import save_calibration
 from headrace.storage.folders import DiskTier
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 from tests.unit.planner.calibrations import made_up
 
 FOREIGN = ("weights/model.safetensors", "weights/notes.txt", "calibrations/mine.json", "photo.jpg")

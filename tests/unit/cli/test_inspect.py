@@ -10,7 +10,8 @@ import pytest
 from headrace.cli.main import main
 from headrace.planner import inspection
 from headrace.planner.hardware import Hardware
-from tests.tiny_models import TINY_CONFIGS, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import save_tiny
 
 RATES = Hardware(device="cpu", matrix_rate=92.4e9, memory_rate=45.67e9, memory_bytes=8 << 30)
 

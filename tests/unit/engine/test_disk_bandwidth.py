@@ -28,7 +28,8 @@ from headrace.planner.machine import identify_machine
 from headrace.planner.placement import Rates
 from headrace.storage.disk_reader import DiskReader, FileRange
 from headrace.storage.throttle import Throttle
-from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, save_tiny, write_tokenizer
+from tests.tiny_configs import HIDDEN_SIZE, TINY_CONFIGS
+from tests.tiny_models import save_tiny, write_tokenizer
 from tests.unit.planner.calibrations import made_up
 
 

@@ -12,7 +12,7 @@ from headrace import LLM, compat
 from headrace.engine.memory_options import Size, memory_options
 from headrace.errors import OptionError
 from headrace.units import GIB
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 
 NOTHING = {"memory": None, "gpu_memory": None, "disk": None}
 

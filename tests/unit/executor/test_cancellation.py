@@ -11,7 +11,8 @@ from headrace import LLM, SamplingParams
 from headrace.engine.engine import Engine
 from headrace.engine.requests import GenerationRequest
 from tests.parity.harness import Rig, Shape, engine_of, generated, make_prompt, make_rig, tiny_engine_model
-from tests.tiny_models import VOCAB_SIZE, save_tiny
+from tests.tiny_configs import VOCAB_SIZE
+from tests.tiny_models import save_tiny
 
 COMMON = make_prompt(17, seed=21)
 PROMPTS = [COMMON + make_prompt(4), COMMON, make_prompt(30, seed=22), COMMON + make_prompt(9), make_prompt(2)]

@@ -42,7 +42,7 @@ from tests.parity.harness import (
     make_rig,
     tiny_engine_model,
 )
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 from tests.unit.executor.orders import RandomOrder, Regrouped, falling_behind, last_first
 
 HARD = ("gemma3_text", "deepseek_v3", "qwen3_next", "mamba2")

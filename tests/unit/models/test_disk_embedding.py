@@ -15,7 +15,8 @@ from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.models.disk_embedding import DiskEmbedding, keep_embedding_on_disk
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
-from tests.tiny_models import TINY_CONFIGS, VOCAB_SIZE, save_tiny
+from tests.tiny_configs import TINY_CONFIGS, VOCAB_SIZE
+from tests.tiny_models import save_tiny
 
 TOKENS = [
     torch.tensor([[5]]),

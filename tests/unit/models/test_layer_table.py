@@ -14,7 +14,7 @@ from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, 
 from headrace.models.observation import layer_table
 from headrace.schedule.steps import Point
 from tests.parity.harness import tiny_reference
-from tests.tiny_models import TINY_CONFIGS
+from tests.tiny_configs import TINY_CONFIGS
 
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:

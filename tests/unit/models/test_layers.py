@@ -5,7 +5,8 @@ from torch import nn
 
 from headrace.errors import UnsupportedModelError
 from headrace.models.layers import find_layers
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)

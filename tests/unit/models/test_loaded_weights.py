@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from headrace.errors import DiskSpaceError
 from headrace.models.loaded_weights import WrittenWeights, fits_in_memory, map_loaded_weights
 from headrace.models.weight_copies import groups_to_copy
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,7 +12,8 @@ from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.skeleton import build_skeleton
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_weight_map
-from tests.tiny_models import TINY_CONFIGS, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import save_tiny
 
 
 def skeleton(name: str, folder: Path) -> tuple[PreTrainedModel, WeightMap]:

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError
 from headrace.models.skeleton import build_skeleton, checkpoint_dtype
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
 
 
 def write_config(path: Path, **values: object) -> None:

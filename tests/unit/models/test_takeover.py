@@ -17,7 +17,8 @@ from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, Resume, Step
 from tests.parity.harness import Row, Shape, executor_of, generate_alone, make_prompt, make_rig, tiny_engine_model
-from tests.tiny_models import TINY_CONFIGS, VOCAB_SIZE, make_tiny_model
+from tests.tiny_configs import TINY_CONFIGS, VOCAB_SIZE
+from tests.tiny_models import make_tiny_model
 
 FAMILIES = sorted(TINY_CONFIGS)
 ROWS = [Row(prompt=make_prompt(5), num_new=2), Row(prompt=make_prompt(9), num_new=2)]

@@ -16,7 +16,8 @@ from headrace.models.weight_copies import groups_to_copy, with_copies
 from headrace.models.weight_map import build_random_weight_map, build_weight_map
 from headrace.models.weights import WeightLoader
 from headrace.storage.folders import DiskTier
-from tests.tiny_models import TINY_CONFIGS, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import save_tiny
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)

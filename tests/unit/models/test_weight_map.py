@@ -17,7 +17,8 @@ from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_conversion import Conversion
 from headrace.models.weight_map import WeightMap, build_weight_map
 from headrace.models.weights import WeightLoader
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model, save_tiny
 
 State = dict[str, torch.Tensor]
 

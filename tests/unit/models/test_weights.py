@@ -14,7 +14,8 @@ from headrace.errors import BudgetError, CorruptCheckpointError
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_random_weight_map, build_weight_map
 from headrace.models.weights import WeightLoader, move_buffers
-from tests.tiny_models import TINY_CONFIGS, make_tiny_model, save_tiny
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model, save_tiny
 
 FAMILIES = pytest.mark.parametrize("name", TINY_CONFIGS)
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])

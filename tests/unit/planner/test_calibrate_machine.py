@@ -18,7 +18,7 @@ from headrace.planner.disk_bandwidth import DiskBandwidth
 from headrace.planner.matrix_rates import NUM_TOKENS, measure_matrices
 from headrace.planner.model_shapes import read_model_shapes
 from headrace.units import MIB
-from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS
+from tests.tiny_configs import HIDDEN_SIZE, TINY_CONFIGS
 
 CPU = torch.device("cpu")
 DISK = DiskBandwidth(

@@ -13,7 +13,8 @@ from headrace.errors import CheckpointNotFoundError, UnsupportedModelError
 from headrace.planner import inspection
 from headrace.planner.hardware import Hardware
 from headrace.planner.inspection import ModelReport, inspect_model
-from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, VOCAB_SIZE, make_tiny_model, save_tiny
+from tests.tiny_configs import HIDDEN_SIZE, TINY_CONFIGS, VOCAB_SIZE
+from tests.tiny_models import make_tiny_model, save_tiny
 
 CPU = torch.device("cpu")
 RATES = Hardware(device="cpu", matrix_rate=1e12, memory_rate=1e10, memory_bytes=8 << 30)

@@ -23,6 +23,8 @@ Turns = Tensor | tuple[Tensor, ...]
 def rule_of(module: ForeignModule) -> LengthRule | None:
     """Returns how a rotary module depends on lengths; None where it does not, or is none."""
     kinds = getattr(module, "rope_type", None)
+    if kinds is None:
+        return None
     layer_types = kinds.keys() if isinstance(kinds, dict) else (None,)
     rules = {rule for rule in (_rule_of(module, layer_type) for layer_type in layer_types) if rule is not None}
     assert len(rules) <= 1, "rows are told apart by one rule"

@@ -1,4 +1,7 @@
-"""Configurations of tiny models, one or more for every architecture beyond the families of `tests/tiny_models.py`."""
+"""Configurations of tiny models.
+
+`eos_token_id` is None everywhere, so greedy decoding never stops early.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,115 @@ _SLIDING_FULL_SLIDING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+_MLA: dict[str, Any] = {
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 128,
+    **VOCAB,
+}
+
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **DECODER},
+    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True, **DECODER},
+    "llama3_rope": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        **DECODER,
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": 5, **DECODER},
+    "qwen2": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        **DECODER,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 16, **DECODER},
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": HIDDEN_SIZE,
+        "ffn_dim": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+        **VOCAB,
+    },
+    "bloom": {"model_type": "bloom", "hidden_size": HIDDEN_SIZE, "n_layer": 3, "n_head": 4, **VOCAB},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 16,
+        **DECODER,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **DECODER,
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **DECODER},
+    "deepseek_v2": {"model_type": "deepseek_v2", "n_group": 1, "topk_group": 1, **_MLA},
+    "deepseek_v3": {"model_type": "deepseek_v3", "n_group": 2, "topk_group": 1, **_MLA},
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        **DECODER,
+    },
+    "mamba2": {
+        "model_type": "mamba2",
+        "hidden_size": HIDDEN_SIZE,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 16,
+        "expand": 2,
+        "n_groups": 1,
+        "state_size": 8,
+        "chunk_size": 8,
+        **VOCAB,
+    },
+}
+
+MANY_EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral_many": {**TINY_CONFIGS["mixtral"], "num_local_experts": 16},
+    "deepseek_v3_many": {**TINY_CONFIGS["deepseek_v3"], "n_routed_experts": 16},
+    "qwen3_next_many": {**TINY_CONFIGS["qwen3_next"], "num_experts": 16},
+}
+"""Mixtures of which a few tokens use a small part; two experts per token."""
+
+FURTHER_CONFIGS: dict[str, dict[str, Any]] = {
     "codegen": {"model_type": "codegen", "rotary_dim": 8, **_GPT},
     "cohere": {"model_type": "cohere", **DECODER},
     "cohere2": {"model_type": "cohere2", **_SLIDING_FULL_SLIDING, **DECODER},
@@ -128,3 +239,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stablelm": {"model_type": "stablelm", "use_qkv_bias": True, **DECODER},
     "starcoder2": {"model_type": "starcoder2", "sliding_window": 5, **DECODER},
 }
+"""Architectures beyond the families, one or more of each."""
+
+CONFIGS = TINY_CONFIGS | MANY_EXPERTS | FURTHER_CONFIGS
