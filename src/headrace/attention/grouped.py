@@ -74,7 +74,7 @@ class GroupedAttention:
     def attend(self, query: Tensor, pages: KVPages, layout: RaggedLayout, rule: AttentionRule) -> Tensor:
         num_heads, num_kv_heads, key_width = query.shape[1], pages.keys.shape[1], query.shape[2]
         output = query.new_empty(len(query), num_heads, pages.value_width)
-        for tile in _tiles(layout, rule.window, num_heads, num_kv_heads * key_width, query.device):
+        for tile in _tiles(layout, rule.num_seen, num_heads, num_kv_heads * key_width, query.device):
             output[tile.targets] = _attend_tile(tile, query, pages, rule)
         return output
 

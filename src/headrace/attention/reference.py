@@ -18,8 +18,8 @@ class ReferenceAttention:
         for row, first in enumerate(layout.query_starts):
             start, length = int(layout.starts[row]), int(layout.lengths[row])
             positions = np.arange(start + length)
-            if rule.window is not None:
-                positions = positions[positions > start - rule.window]
+            if rule.num_seen is not None:
+                positions = positions[positions > start - rule.num_seen]
             blocks = torch.from_numpy(layout.block_table[row, positions // layout.block_tokens])
             offsets = torch.from_numpy(positions % layout.block_tokens)
             keys = pages.keys[blocks, :, offsets]

@@ -23,7 +23,7 @@ class AttentionRule:
         sinks: (H,) one more logit per head that takes probability and gives no value (gpt-oss).
         slopes: (H,) ALiBi: slope * key position, in the slopes' dtype, is added to the scores.
         allowed: further restriction, as the model's own mask function states it.
-        reach: positions that a query can see at all, its own included, whatever restricts it; None: all before it.
+        reach: positions that a query can see at all, its own included, where `allowed` bounds them.
     """
 
     scale: float
@@ -33,6 +33,11 @@ class AttentionRule:
     slopes: Tensor | None = None
     allowed: Visibility | None = None
     reach: int | None = None
+
+    @property
+    def num_seen(self) -> int | None:
+        """How many of the last positions a query may see, its own included; None: all."""
+        return self.window if self.reach is None else self.reach
 
     def visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Returns bool, broadcast over both: causal, inside the window, and allowed."""

@@ -100,7 +100,7 @@ class _Watch(MicroBatchContext):
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
         spec = AttentionSpec(
-            num_kv_heads=keys.shape[1], key_width=keys.shape[2], value_width=values.shape[2], window=rule.reach
+            num_kv_heads=keys.shape[1], key_width=keys.shape[2], value_width=values.shape[2], window=rule.num_seen
         )
         return self._note_attention(layer, query, spec)
 

@@ -72,6 +72,7 @@ def take_over(model: PreTrainedModel, num_head_parts: int = 1) -> None:
     is_latent = _adapt_modules(model)
     _name_attention(model, latent.ATTENTION_NAME if is_latent else ATTENTION_NAME)
     _number_experts(model)
+    _trust_padding(model)
     _stand_in(model, num_head_parts)
 
 
@@ -187,6 +188,14 @@ def _adapt_modules(model: PreTrainedModel) -> bool:
     for module in model.modules():
         any(adapt(module) for adapt in _ADAPTERS)
     return any([latent.adapt(module) for module in model.modules()])
+
+
+def _trust_padding(model: PreTrainedModel) -> None:
+    """Some models search what they are given for padding tokens, which packed rows do not have, and warn of them."""
+    module: ForeignModule
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = lambda *_: None
 
 
 def _number_experts(model: PreTrainedModel) -> None:
