@@ -12,15 +12,16 @@ from headrace.errors import UnsupportedModelError
 
 EXACT = frozenset(
     """
-    afmoe apertus arcee aria_text axk1 beam bert bert-generation biogpt bitnet bloom camembert codegen cohere
-    cohere2 cohere2_moe ctrl cwm data2vec-text deepseek_v2 deepseek_v3 dots1 electra ernie ernie4_5 ernie4_5_moe
-    exaone4 exaone_moe falcon falcon_mamba flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe glm4_moe_lite
-    gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
-    granitemoeshared helium hy_v3 hyperclovax internlm3 iquestcoder jais2 jamba kolibri1 laguna lfm2 llama
-    llama4_text mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral
-    modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe
-    qwen3 qwen3_moe qwen3_next roberta roberta-prelayernorm roc_bert seed_oss smollm3 solar_open stablelm starcoder2
-    vaultgemma xlm-roberta xlm-roberta-xl youtu
+    afmoe apertus arcee aria_text axk1 bailing_hybrid beam bert bert-generation biogpt bitnet bloom camembert
+    codegen cohere cohere2 cohere2_moe ctrl cwm data2vec-text deepseek_v2 deepseek_v3 dots1 electra ernie ernie4_5
+    ernie4_5_moe exaone4 exaone_moe falcon falcon_mamba flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe
+    glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granite_swa granitemoe
+    granitemoe_swa granitemoeshared helium hy_v3 hyperclovax internlm3 iquestcoder jais2 jamba kimi_linear kolibri1
+    laguna lfm2 lfm3 llama llama4_text mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text
+    ministral3 mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe opt
+    persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next roberta
+    roberta-prelayernorm roc_bert seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xlm-roberta xlm-
+    roberta-xl youtu
     """.split()
 )
 

@@ -7,6 +7,7 @@ sources stay as they are, so an abandoned sweep leaves no trace.
 
 from __future__ import annotations
 
+import inspect
 from types import MethodType
 
 import torch
@@ -15,14 +16,15 @@ from torch import Tensor
 from headrace.models.micro_batch import current
 from headrace.models.transformers_api import ForeignModule
 
-_WHOLE = ("Qwen3NextGatedDeltaNet", "Mamba2Mixer")
+_CACHE_NAMES = ("cache_params", "past_key_values")
 _ONE_BY_ONE = ("FalconMambaMixer", "JambaMambaMixer", "MambaMixer")
 """Mamba-1 goes on from a state only with one token at a time: of several, transformers starts at the zero state."""
 
 
 def adapt(module: ForeignModule) -> bool:
     """Takes over a state mixer; returns whether it was one."""
-    if type(module).__name__ not in _WHOLE + _ONE_BY_ONE:
+    own = inspect.unwrap(type(module).forward)
+    if "get_conv_state" not in own.__code__.co_names:
         return False
     module.forward = MethodType(_forward, module)
     return True
@@ -47,7 +49,10 @@ def _mix(self: ForeignModule, states: Tensor, memory: _BatchMemory) -> Tensor:
     """Runs the mixer's own code: (R, n, E) -> (R, n, E)."""
     alone = memory.has_previous_state() and type(self).__name__ in _ONE_BY_ONE
     pieces = states.split(1, dim=1) if alone else (states,)
-    return torch.cat([type(self).forward(self, piece, cache_params=memory, attention_mask=None) for piece in pieces], 1)
+    taken = inspect.signature(type(self).forward).parameters
+    cache_name = next(name for name in _CACHE_NAMES if name in taken)
+    given = {cache_name: memory, "attention_mask": None}
+    return torch.cat([type(self).forward(self, piece, **given) for piece in pieces], 1)
 
 
 class _BatchMemory:
@@ -85,5 +90,6 @@ class _BatchMemory:
 
     def states(self) -> tuple[Tensor, Tensor]:
         """Returns the convolution and the recurrent states that the mixer has left."""
-        assert self._conv is not None and self._recurrent is not None, "the mixer left no state"
-        return self._conv, self._recurrent
+        assert self._conv is not None, "the mixer left no state"
+        nothing = self._conv.new_empty(len(self._conv), 0)  # a short convolution keeps nothing else
+        return self._conv, nothing if self._recurrent is None else self._recurrent
