@@ -235,7 +235,8 @@ FURTHER_CONFIGS: dict[str, dict[str, Any]] = {
     "llama_dynamic": {
         "model_type": "llama",
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
-        **{**DECODER, "max_position_embeddings": 32},
+        **DECODER,
+        "max_position_embeddings": 32,
     },
     "phi": {"model_type": "phi", **_MULTI_HEAD},
     "phi3": {"model_type": "phi3", "sliding_window": 7, **DECODER},

@@ -7,6 +7,7 @@ initialisation: with a standard deviation of 0.02 greedy text repeats one token 
 from __future__ import annotations
 
 from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast

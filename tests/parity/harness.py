@@ -26,8 +26,8 @@ from headrace.executor.pools import build_pools
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.layer_table import LayerTable
-from headrace.models.observation import observe
 from headrace.models.micro_batch import MicroBatchContext
+from headrace.models.observation import observe
 from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults

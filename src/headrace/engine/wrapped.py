@@ -22,12 +22,12 @@ from headrace.engine.placed_model import PlacedModel, place_resident
 from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
 from headrace.errors import BudgetError, OptionError
-from headrace.models.defaults import loaded_generation_defaults
 from headrace.models.architectures import check_architecture
+from headrace.models.defaults import loaded_generation_defaults
 from headrace.models.layer_table import LayerTable
-from headrace.models.observation import layer_table
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
 from headrace.models.loaded_weights import WrittenWeights, fits_in_memory, map_loaded_weights
+from headrace.models.observation import layer_table
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, read_chat_template
 from headrace.models.transformers_api import PreTrainedModel, PreTrainedTokenizerBase
 from headrace.models.weight_map import WeightMap

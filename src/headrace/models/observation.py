@@ -58,12 +58,12 @@ def observe(config: PretrainedConfig) -> LayerTable:
     return LayerTable(
         model_type=config.model_type,
         vocab_size=logits.shape[-1],
-        hidden_size=model.get_input_embeddings().weight.shape[-1],
+        hidden_size=config.get_text_config().hidden_size,
         num_heads=max(watch.num_heads.values(), default=0),
         max_positions=_max_positions(config.get_text_config()),
         length_rule=next(filter(None, map(rotary.rule_of, model.modules())), None),
         layers=tuple(
-            LayerSpec(memory=watch.memories[layer], experts=watch.experts.get(layer)) for layer in range(num_layers)
+            LayerSpec(memory=watch.memories[layer], experts=watch.mixtures.get(layer)) for layer in range(num_layers)
         ),
     )
 
@@ -76,12 +76,16 @@ def _max_positions(config: PretrainedConfig) -> int | None:
     return None
 
 
+def _nothing(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    raise AssertionError("nothing is kept while layers are observed")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Watch(MicroBatchContext):
     """Tokens that leave a note where they would leave keys, values or a state."""
 
     memories: dict[int, AttentionSpec | StateSpec] = field(default_factory=dict)
-    experts: dict[int, ExpertsSpec] = field(default_factory=dict)
+    mixtures: dict[int, ExpertsSpec] = field(default_factory=dict)
     num_heads: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -92,7 +96,7 @@ class _Watch(MicroBatchContext):
             positions=ids,
             logit_tokens=ids[0, :1],
             layouts=(),
-            pools=KVPools(layers=[], num_blocks=[], block_tokens=1, dtype=torch.float32, allocate=torch.zeros),
+            pools=KVPools(layers=[], num_blocks=[], block_tokens=1, dtype=torch.float32, allocate=_nothing),
             attention=GroupedAttention(),
             waits=frozenset(),
             row_lengths=np.ones(_NUM_TOKENS, dtype=np.int64),
@@ -109,7 +113,7 @@ class _Watch(MicroBatchContext):
         return self._note_attention(layer, query, spec)
 
     def mix_experts(self, module: ForeignModule, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        self.experts[module.headrace_layer] = ExpertsSpec(
+        self.mixtures[module.headrace_layer] = ExpertsSpec(
             num_experts=module.num_experts, num_per_token=chosen.shape[-1]
         )
         return torch.empty_like(hidden)

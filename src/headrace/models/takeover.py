@@ -185,9 +185,11 @@ def _with_config(model: PreTrainedModel) -> Iterator[ForeignModule]:
 
 def _adapt_modules(model: PreTrainedModel) -> bool:
     """Returns whether attention is on latents."""
+    num_latent = 0
     for module in model.modules():
         any(adapt(module) for adapt in _ADAPTERS)
-    return any([latent.adapt(module) for module in model.modules()])
+        num_latent += latent.adapt(module)
+    return num_latent > 0
 
 
 def _trust_padding(model: PreTrainedModel) -> None:

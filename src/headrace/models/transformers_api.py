@@ -35,8 +35,8 @@ from transformers.core_model_loading import (
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import causal_mask_function
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as falcon_rotary
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
+from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as _falcon_rotary
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as _build_mpt_alibi
 
 # A module of one architecture's own class. torch types every attribute of a module as `Tensor | Module`, and the
 # classes are not to be imported one by one; what is read of them is held by the parity tests instead.
@@ -44,6 +44,9 @@ ForeignModule = Any
 
 # Annotated as taking a module; it takes (number of heads, device) and returns the slopes (H,).
 alibi_slopes: Any = _get_alibi_slopes
+# Untyped: (query, key, cos, sin) -> (query, key), and (number of heads, length) -> (H, 1, length).
+falcon_rotary: Any = _falcon_rotary
+mpt_alibi: Any = _build_mpt_alibi
 
 __all__ = [
     "CONFIG_MAPPING",

@@ -51,5 +51,5 @@ def _rule_out(logits: Tensor, word: Sequence[int], output_ids: Sequence[int]) ->
         logits[last] = -torch.inf
 
 
-def _on(logits: Tensor, values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _on(logits: Tensor, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(logits.device)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from headrace.errors import OptionError, UnsupportedModelError
-from headrace.models.observation import layer_table
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
+from headrace.models.observation import layer_table
 from headrace.models.takeover import EngineModel
 from tests.tiny_configs import TINY_CONFIGS
 from tests.tiny_models import make_tiny_model

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headrace.models.observation import layer_table
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext
+from headrace.models.observation import layer_table
 from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, Resume, Step

@@ -7,6 +7,7 @@ go through the module's own code together, with one more position that says how 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from types import MethodType
 
 import torch
@@ -52,21 +53,24 @@ def _rule_of(module: ForeignModule, layer_type: str | None) -> LengthRule | None
 
 def _forward(self: ForeignModule, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Turns:
     """The module's own forward, position_ids (1, T), once for the rows of each length."""
-    own, named = type(self).forward, {} if layer_type is None else {"layer_type": layer_type}
+    own: Callable[..., Turns] = type(self).forward
+    named = {} if layer_type is None else {"layer_type": layer_type}
     rule = _rule_of(self, layer_type)
     if rule is None:
         return own(self, x, position_ids, **named)
     groups = current().by_length(rule)
     if not groups:  # only shapes are wanted
-        return inspect.unwrap(own)(self, x, position_ids, **named)
+        shaped: Turns = inspect.unwrap(own)(self, x, position_ids, **named)
+        return shaped
     parts: list[Turns] = []
     for length, tokens in groups:
         _forget(self, "" if layer_type is None else f"{layer_type}_")
         asked = torch.cat([position_ids[:, tokens], position_ids.new_full((1, 1), length - 1)], dim=1)
         parts.append(own(self, x, asked, **named))
     places = [tokens for _, tokens in groups]
-    if isinstance(parts[0], Tensor):
-        return _merge(parts, places)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if tensors:
+        return _merge(tensors, places)
     return tuple(_merge(both, places) for both in zip(*parts, strict=True))
 
 
@@ -77,7 +81,7 @@ def _forget(module: ForeignModule, prefix: str) -> None:
     setattr(module, f"{prefix}inv_freq", original.clone())
 
 
-def _merge(parts: list[Tensor], places: list[Tensor]) -> Tensor:
+def _merge(parts: Sequence[Tensor], places: list[Tensor]) -> Tensor:
     """Puts tokens back where they were, without the last one of each part."""
     num_tokens = sum(len(tokens) for tokens in places)
     merged = parts[0].new_empty(1, num_tokens, *parts[0].shape[2:])

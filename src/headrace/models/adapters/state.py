@@ -48,11 +48,13 @@ def _forward(self: ForeignModule, hidden_states: Tensor, **_: object) -> Tensor:
 def _mix(self: ForeignModule, states: Tensor, memory: _BatchMemory) -> Tensor:
     """Runs the mixer's own code: (R, n, E) -> (R, n, E)."""
     alone = memory.has_previous_state() and type(self).__name__ in _ONE_BY_ONE
-    pieces = states.split(1, dim=1) if alone else (states,)
+    pieces = states.unbind(1) if alone else (states,)
     taken = inspect.signature(type(self).forward).parameters
     cache_name = next(name for name in _CACHE_NAMES if name in taken)
     given = {cache_name: memory, "attention_mask": None}
-    return torch.cat([type(self).forward(self, piece, **given) for piece in pieces], 1)
+    return torch.cat(
+        [type(self).forward(self, piece.view(len(states), -1, states.shape[-1]), **given) for piece in pieces], 1
+    )
 
 
 class _BatchMemory:
@@ -60,7 +62,10 @@ class _BatchMemory:
 
     def __init__(self, past: tuple[Tensor, Tensor] | None) -> None:
         self._has_past = past is not None
-        self._conv, self._recurrent = past or (None, None)
+        self._conv: Tensor | None = None
+        self._recurrent: Tensor | None = None
+        if past is not None:
+            self._conv, self._recurrent = past
 
     def get_conv_state(self, *_: object, **__: object) -> Tensor | None:
         return self._conv
