@@ -31,7 +31,7 @@ from benchmarks.systems.llama_cpp_mmap import missing
 from headrace.storage.governor import TOLERANCE
 from headrace.units import format_bytes, parse_bytes
 
-SYSTEMS = ("headrace", "accelerate", "llama.cpp")
+SYSTEMS = ("headrace", "headrace without the cap", "accelerate", "llama.cpp")
 
 
 def main() -> int:
@@ -131,7 +131,7 @@ def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, i
 
 def _runners(bench: Bench, cap: MemoryCap, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     runs: dict[str, Callable[[], Figures]] = {"headrace": lambda: bench.headrace_and_limit(cap)}
-    if cap.kind != "none":
+    if cap.kind != "none" and "headrace without the cap" in args.systems:
         runs["headrace without the cap"] = lambda: bench.headrace_and_limit(None)
     if "accelerate" in args.systems:
         for size in args.batch_sizes or bench.case.batch_sizes:
