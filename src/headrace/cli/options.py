@@ -127,12 +127,22 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         raise OptionError(f"{option}: {error}") from None
 
 
-def open_model(args: argparse.Namespace, *, typical_row_tokens: int | None = None) -> LLM:
-    """Returns the model that the options describe, loaded; the caller closes it."""
-    from headrace.engine.llm import LLM
+def open_model(
+    args: argparse.Namespace, *, num_answers: int | None = None, typical_row_tokens: int | None = None
+) -> LLM:
+    """Returns the model that the options describe, loaded; the caller closes it.
 
-    given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
-    return LLM(args.model, typical_row_tokens=typical_row_tokens, **{**given, **flexgen_options(args)})
+    Args:
+        num_answers: that will be asked for, where that is known: memory for more rows at a time than that would be
+            taken from weights.
+    """
+    from headrace.engine.llm import LLM
+    from headrace.engine.memory import DEFAULT_NUM_SEQS
+
+    given = {name: getattr(args, name) for name in _MODEL_OPTIONS} | flexgen_options(args)
+    if given["max_num_seqs"] is None and num_answers is not None:
+        given["max_num_seqs"] = min(max(1, num_answers), DEFAULT_NUM_SEQS)
+    return LLM(args.model, typical_row_tokens=typical_row_tokens, **given)
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:
