@@ -18,7 +18,6 @@ from benchmarks.processes import Figures, StorageTraffic, serve
 from headrace import LLM, SamplingParams
 from headrace.engine import streaming
 from headrace.engine.engine import Engine
-from headrace.engine.memory import DEFAULT_NUM_SEQS
 from headrace.errors import BudgetError
 from headrace.executor.executor import Executor, Sampler
 from headrace.executor.weight_stream import Weights, WeightStream
@@ -129,13 +128,9 @@ def _open(request: Figures, memory: int) -> LLM:
         dtype=request["dtype"],
         memory=memory,
         typical_row_tokens=request["prompt_tokens"] + request["new_tokens"],
-        **{**_rows_known(request), **request["options"]},
+        expected_rows=request["rows"] or None,
+        **request["options"],
     )
-
-
-def _rows_known(request: Figures) -> Figures:
-    """What `headrace run`, too, tells the engine of a job with fewer rows than would run at a time."""
-    return {"max_num_seqs": request["rows"]} if 0 < request["rows"] < DEFAULT_NUM_SEQS else {}
 
 
 def _open_with_least(request: Figures) -> LLM:

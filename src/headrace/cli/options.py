@@ -128,21 +128,18 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def open_model(
-    args: argparse.Namespace, *, num_answers: int | None = None, typical_row_tokens: int | None = None
+    args: argparse.Namespace, *, expected_rows: int | None = None, typical_row_tokens: int | None = None
 ) -> LLM:
-    """Returns the model that the options describe, loaded; the caller closes it.
-
-    Args:
-        num_answers: that will be asked for, where that is known: memory for more rows at a time than that would be
-            taken from weights.
-    """
+    """Returns the model that the options describe, loaded; the caller closes it."""
     from headrace.engine.llm import LLM
-    from headrace.engine.memory import DEFAULT_NUM_SEQS
 
-    given = {name: getattr(args, name) for name in _MODEL_OPTIONS} | flexgen_options(args)
-    if given["max_num_seqs"] is None and num_answers is not None:
-        given["max_num_seqs"] = min(max(1, num_answers), DEFAULT_NUM_SEQS)
-    return LLM(args.model, typical_row_tokens=typical_row_tokens, **given)
+    given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
+    return LLM(
+        args.model,
+        expected_rows=expected_rows,
+        typical_row_tokens=typical_row_tokens,
+        **{**given, **flexgen_options(args)},
+    )
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

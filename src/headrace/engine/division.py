@@ -109,6 +109,7 @@ def divide(
     demand = Demand(
         part_bytes=[] if streams is None else [streams.part_bytes([point]) for point in points],
         max_rows=sweep.max_num_seqs,
+        all_rows=options.expected_rows,
         operations_per_token=2.0 * _active_bytes(weights, streams, table) / dtype.itemsize,
         slab_bytes=all_slab_bytes,
         room_below_bytes=room.host_bytes + room.disk_bytes,

@@ -290,7 +290,7 @@ def _choose_sweep(
     in proportion to its tokens.
     """
     wanted_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
-    wanted_seqs = options.max_num_seqs or DEFAULT_NUM_SEQS
+    wanted_seqs = options.max_num_seqs or min(DEFAULT_NUM_SEQS, options.expected_rows or DEFAULT_NUM_SEQS)
     room = int(_ACTIVATION_SHARE * budget.free_bytes)
     num_tokens = min(SMALLEST_SWEEP_TOKENS, wanted_tokens)
     peak = probe(num_tokens, min(num_tokens, wanted_seqs))
