@@ -118,7 +118,8 @@ def _speed(
     if demand.longest_row * row_bytes > room or demand.longest_row * below > demand.room_below_bytes:
         return 0.0, 0
     if rows and demand.all_rows:
-        rows = -(-demand.all_rows // -(-demand.all_rows // rows))
+        turns = -(-demand.all_rows // rows)
+        rows = -(-demand.all_rows // turns)
     moved = sum(demand.part_bytes) - kept + rows * below * (1 + demand.written_share)
     computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
     return rows / max(moved / rates.below, computing, 1e-9), rows
