@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.beyond_bench import Bench
 from benchmarks.beyond_cases import CASES, Case
-from benchmarks.beyond_result import Runs, summary
+from benchmarks.beyond_result import UNCAPPED, Runs, summary
 from benchmarks.dummy_model import make_model
 from benchmarks.machine import provenance
 from benchmarks.memory_cap import MemoryCap, memory_cap
@@ -31,7 +31,7 @@ from benchmarks.systems.llama_cpp_mmap import missing
 from headrace.storage.governor import TOLERANCE
 from headrace.units import format_bytes, parse_bytes
 
-SYSTEMS = ("headrace", "accelerate", "llama.cpp")
+SYSTEMS = ("headrace", UNCAPPED, "accelerate", "llama.cpp")
 
 
 def main() -> int:
@@ -131,8 +131,8 @@ def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, i
 
 def _runners(bench: Bench, cap: MemoryCap, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     runs: dict[str, Callable[[], Figures]] = {"headrace": lambda: bench.headrace_and_limit(cap)}
-    if cap.kind != "none":
-        runs["headrace without the cap"] = lambda: bench.headrace_and_limit(None)
+    if cap.kind != "none" and UNCAPPED in args.systems:
+        runs[UNCAPPED] = lambda: bench.headrace_and_limit(None)
     if "accelerate" in args.systems:
         for size in args.batch_sizes or bench.case.batch_sizes:
             runs[f"accelerate, batch {size}"] = lambda size=size: bench.accelerate(size, args.peer_tokens, cap)

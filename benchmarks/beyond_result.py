@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from benchmarks.processes import Figures
 
 Runs = list[Figures]
-_UNCAPPED = "headrace without the cap"
+UNCAPPED = "headrace without the cap"
 _MEDIANS = ("generated_tokens_per_second", "time_to_limit", "time_to_limit_of_sweeps", "streaming_to_plain_reader")
 
 
@@ -29,8 +29,8 @@ def summary(measured: Mapping[str, Runs]) -> Figures:
             if best is not None:
                 ratios[f"rate_to_best_{kind}"] = own / peers[best]
                 ratios[f"best_{kind}"] = best
-        if rates.get(_UNCAPPED):
-            ratios["rate_without_cap_to_with"] = rates[_UNCAPPED] / own
+        if rates.get(UNCAPPED):
+            ratios["rate_without_cap_to_with"] = rates[UNCAPPED] / own
     return {"systems": systems, "ratios": ratios}
 
 

@@ -43,6 +43,7 @@ def measure(request: Figures) -> Figures:
     model = AutoModelForCausalLM.from_pretrained(
         request["model"], dtype=dtype, device_map=device_map, offload_folder=Path(request["offload_folder"])
     ).eval()
+    model.get_output_embeddings().register_forward_pre_hook(_made_contiguous)
     loaded = time.perf_counter() - start
     torch.manual_seed(0)
     ids = torch.randint(config.vocab_size, (request["batch_size"], request["prompt_tokens"]))
@@ -75,6 +76,14 @@ def measure(request: Figures) -> Figures:
         **traffic.since(),
         "peak_bytes": peak_resident_bytes(),
     }
+
+
+def _made_contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Spares the peer a trap of torch's: for the last tokens of a batch, a slice, `linear` repeats the weights per row.
+
+    Without this a prefill of 32 rows takes 18 GB more, and half as much time again.
+    """
+    return (inputs[0].contiguous(),)
 
 
 def place(config: AutoConfig, dtype: torch.dtype, room_bytes: int, request: Figures) -> dict[str, str]:

@@ -9,9 +9,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from benchmarks.processes import Figures, StorageTraffic, serve
@@ -20,9 +18,8 @@ from headrace.engine import streaming
 from headrace.engine.engine import Engine
 from headrace.errors import BudgetError
 from headrace.executor.executor import Executor, Sampler
-from headrace.executor.weight_stream import Weights, WeightStream
+from headrace.executor.weight_stream import WeightStream
 from headrace.sampling.tokens import SampledToken
-from headrace.schedule.steps import Point
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.disk_reader import DiskReader
 from headrace.storage.process_memory import peak_resident_bytes, resident_bytes
@@ -48,40 +45,16 @@ class NotedReader(DiskReader):
         return sum(reader.num_bytes for reader in cls.made), sum(reader.busy_seconds for reader in cls.made)
 
 
-class TimedWeights:
-    """Weights that say how long the sweeps waited for them."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self.waited_seconds = 0.0
-
-    def follow(self, points: Sequence[Point]) -> None:
-        self._weights.follow(points)
-
-    def bring(self, point: Point) -> None:
-        start = time.perf_counter()
-        self._weights.bring(point)
-        self.waited_seconds += time.perf_counter() - start
-
-    def drop(self, point: Point) -> None:
-        self._weights.drop(point)
-
-
 class SweepLog:
     """An executor that counts what it runs."""
 
     def __init__(self, executor: Executor) -> None:
-        self.weights = TimedWeights(executor.weights)
-        self._executor = replace(executor, weights=self.weights)
-        self.num_sweeps = 0
+        self._executor = executor
         self.most_rows = 0
-        self.num_sampled = 0
         self.kinds: Counter[tuple[tuple[int, ...], int]] = Counter()
 
     def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
         sampled = self._executor.run(sweep, sampler)
-        self.num_sweeps += 1
-        self.num_sampled += len(sampled)
         rows = {chunk.sequence_id for micro_batch in sweep.micro_batches for chunk in micro_batch.chunks}
         self.most_rows = max(self.most_rows, len(rows))
         self.kinds[tuple(micro_batch.num_tokens for micro_batch in sweep.micro_batches), len(sampled)] += 1
@@ -89,10 +62,9 @@ class SweepLog:
 
     def figures(self) -> Figures:
         return {
-            "sweeps": self.num_sweeps,
+            "sweeps": self.kinds.total(),
             "most_rows_in_a_sweep": self.most_rows,
-            "sampled_tokens": self.num_sampled,
-            "waited_for_weights_seconds": self.weights.waited_seconds,
+            "sampled_tokens": sum(sampled * times for (_, sampled), times in self.kinds.items()),
             "kinds_of_sweeps": [
                 {"micro_batch_tokens": list(tokens), "sampled_tokens": sampled, "times": times}
                 for (tokens, sampled), times in self.kinds.items()
@@ -127,7 +99,8 @@ def _open(request: Figures, memory: int) -> LLM:
         request["model"],
         dtype=request["dtype"],
         memory=memory,
-        typical_row_tokens=request["prompt_tokens"] + request["new_tokens"],  # as `headrace run` reckons from its rows
+        typical_row_tokens=request["prompt_tokens"] + request["new_tokens"],
+        expected_rows=request["rows"] or None,
         **request["options"],
     )
 
@@ -146,7 +119,8 @@ def _answer(llm: LLM, engine: Engine, request: Figures) -> Figures:
         [draw.randrange(engine.vocab_size) for _ in range(request["prompt_tokens"])] for _ in range(request["rows"])
     ]
     weights = engine.executor.weights
-    bytes_per_sweep = weights.bytes_per_sweep if isinstance(weights, WeightStream) else 0
+    stream = weights if isinstance(weights, WeightStream) else None
+    waited_before = stream.waited_seconds if stream else 0.0
     log = SweepLog(engine.executor)
     engine.executor = log  # type: ignore[assignment]
     bytes_before, busy_before = NotedReader.totals()
@@ -162,7 +136,8 @@ def _answer(llm: LLM, engine: Engine, request: Figures) -> Figures:
         "generated_tokens": num_generated,
         "generated_tokens_per_second": num_generated / seconds,
         **log.figures(),
-        "bytes_per_sweep": bytes_per_sweep,
+        "waited_for_weights_seconds": stream.waited_seconds - waited_before if stream else 0.0,
+        "bytes_per_sweep": stream.bytes_per_sweep if stream else 0,
         "weights_read_bytes": bytes_after - bytes_before,
         "reading_seconds": busy_after - busy_before,
         **traffic.since(),

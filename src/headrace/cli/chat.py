@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Talks until the user leaves, and returns the exit status."""
     params = sampling_params(args)
     interactive = sys.stdin.isatty()
-    with open_model(args) as model:
+    with open_model(args, expected_rows=1) as model:
         if not model.tokenizer.has_chat_template:
             raise OptionError(
                 f"{model.model_name} has no chat template, so it cannot chat; give --chat-template FILE, or use "

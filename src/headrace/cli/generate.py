@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Generates and returns the exit status."""
     prompt = _read_prompt(args.prompt)
     params = sampling_params(args)
-    with open_model(args) as model:
+    with open_model(args, expected_rows=1) as model:
         room = model.max_model_len - len(model.tokenizer.encode(prompt))
         sampling = params.resolve(model.defaults, default_max_tokens=max(1, room), room=room)
         if not args.quiet:

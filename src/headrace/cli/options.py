@@ -134,12 +134,19 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         raise OptionError(f"{option}: {error}") from None
 
 
-def open_model(args: argparse.Namespace, *, typical_row_tokens: int | None = None) -> LLM:
+def open_model(
+    args: argparse.Namespace, *, expected_rows: int | None = None, typical_row_tokens: int | None = None
+) -> LLM:
     """Returns the model that the options describe, loaded; the caller closes it."""
     from headrace.engine.llm import LLM
 
     given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
-    return LLM(args.model, typical_row_tokens=typical_row_tokens, **{**given, **flexgen_options(args)})
+    return LLM(
+        args.model,
+        expected_rows=expected_rows,
+        typical_row_tokens=typical_row_tokens,
+        **{**given, **flexgen_options(args)},
+    )
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

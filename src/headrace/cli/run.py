@@ -66,20 +66,24 @@ def run(args: argparse.Namespace) -> int:
     report_file = None if args.report is None else ReportFile(args.report)
     reader = RowReader(defaults=defaults, limit=args.limit)
 
-    num_rows = typical_row_tokens = None
+    num_rows = expected_rows = typical_row_tokens = None
     nothing_to_ask = False
     if row_input.path is not None:
         with row_input.open() as stream:
             census = take_census(stream, defaults=defaults, limit=args.limit)
         _tell_census(row_input, census, progress, quiet=args.quiet)
-        num_rows = census.num_rows
+        num_rows, expected_rows = census.num_rows, census.num_answers
         typical_row_tokens = census.typical_tokens(args.max_tokens or DEFAULT_MAX_TOKENS)
         nothing_to_ask = census.num_errors == census.num_rows
     if nothing_to_ask:
         with output, row_input.open() as stream:
             outcome = write_errors(rows=reader.read(stream), output=output)
     else:
-        with open_model(args, typical_row_tokens=typical_row_tokens) as model, output, row_input.open() as stream:
+        with (
+            open_model(args, expected_rows=expected_rows, typical_row_tokens=typical_row_tokens) as model,
+            output,
+            row_input.open() as stream,
+        ):
             if not args.quiet:
                 room = max(1, model.max_model_len - 1)
                 sampling = defaults.resolve(model.defaults, default_max_tokens=DEFAULT_MAX_TOKENS, room=room)

@@ -11,7 +11,7 @@ import torch
 
 from headrace.engine.below import open_scratch_file
 from headrace.engine.host_attention import attends_at_home, never
-from headrace.engine.memory import TYPICAL_TOKENS, CachePlan, SweepPlan, needed_context, row_bytes
+from headrace.engine.memory import CachePlan, SweepPlan, needed_context, row_bytes, typical_tokens
 from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams
 from headrace.engine.streaming import hold_on_host
@@ -109,6 +109,7 @@ def divide(
     demand = Demand(
         part_bytes=[] if streams is None else [streams.part_bytes([point]) for point in points],
         max_rows=sweep.max_num_seqs,
+        all_rows=options.expected_rows,
         operations_per_token=2.0 * _active_bytes(weights, streams, table) / dtype.itemsize,
         slab_bytes=all_slab_bytes,
         room_below_bytes=room.host_bytes + room.disk_bytes,
@@ -228,7 +229,7 @@ def _row_demand(
     dtype: torch.dtype,
 ) -> _RowDemand:
     """What a typical row takes, in the terms of `Demand`."""
-    typical = min(sweep.context_tokens, options.typical_row_tokens or TYPICAL_TOKENS)
+    typical = min(sweep.context_tokens, typical_tokens(options))
     num_blocks = -(-typical // block_tokens)
     kv_layer_bytes = [num_blocks * record.num_bytes for record in records]
     all_bytes = row_bytes(

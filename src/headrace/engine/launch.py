@@ -18,12 +18,12 @@ from headrace.engine.engine import Engine
 from headrace.engine.memory import (
     LIBRARY_BYTES,
     SMALLEST_SWEEP_TOKENS,
-    TYPICAL_TOKENS,
     CachePlan,
     SweepPlan,
     plan_cache,
     plan_sweep,
     smallest_bytes,
+    typical_tokens,
 )
 from headrace.engine.moving import KVMoving
 from headrace.engine.options import EngineOptions
@@ -258,7 +258,7 @@ def _filling(
     streams = placed.streams
     if streams is None:
         return None
-    num_rows = min(sweep.max_num_seqs, cache.available_tokens // (options.typical_row_tokens or TYPICAL_TOKENS))
+    num_rows = min(sweep.max_num_seqs, cache.available_tokens // typical_tokens(options))
     return Filling(division.filling_tokens, streams.so_far, num_rows=num_rows)
 
 

@@ -52,6 +52,7 @@ class LLM:
         seed: int = 0,
         enable_prefix_caching: bool = True,
         typical_row_tokens: int | None = None,
+        expected_rows: int | None = None,
         weights_on_device: float | None = None,
         kv_on_device: float | None = None,
         weights_on_host: float | None = None,
@@ -88,6 +89,8 @@ class LLM:
             seed: from which requests without a seed get theirs.
             enable_prefix_caching: share the KV of equal beginnings.
             typical_row_tokens: what a row has at the end, prompt and answer, for the division of memory; no limit.
+            expected_rows: how many there will be, where that is known, for the same; more are answered, too, but no
+                more run at a time.
             weights_on_device: the share of the weights, from 0 to 1, that shall stay where the computing is, in memory
                 on a CPU; by default the one that makes most rows advance per second.
             kv_on_device: the same for the KV of attention layers.
@@ -126,6 +129,7 @@ class LLM:
                 seed=seed,
                 enable_prefix_caching=enable_prefix_caching,
                 typical_row_tokens=typical_row_tokens,
+                expected_rows=expected_rows,
                 weights_on_device=weights_on_device,
                 kv_on_device=kv_on_device,
                 weights_on_host=weights_on_host,

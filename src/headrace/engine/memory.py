@@ -187,7 +187,7 @@ def plan_cache(
     planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, elsewhere)
     budget.require(f"the KV of a row of {least_context} tokens", planner.bytes_for(1, least_context))
     context = planner.longest_sequence(budget.free_bytes, sweep.context_tokens)
-    typical = options.typical_row_tokens or TYPICAL_TOKENS
+    typical = typical_tokens(options)
     num_blocks = planner.split(
         budget.free_bytes,
         max_sequences=sweep.max_num_seqs,
@@ -207,6 +207,11 @@ def plan_cache(
     kv_bytes = sum(count * demand.block_bytes for count, demand in zip(num_blocks, planner.demands, strict=True))
     budget.charge("KV cache", kv_bytes)
     return CachePlan(max_model_len=context, num_blocks=tuple(num_blocks), kv_bytes=kv_bytes)
+
+
+def typical_tokens(options: EngineOptions) -> int:
+    """Returns what a row is reckoned to have at its end, prompt and answer."""
+    return options.typical_row_tokens or TYPICAL_TOKENS
 
 
 def needed_context(table: LayerTable, options: EngineOptions) -> int:
@@ -290,7 +295,7 @@ def _choose_sweep(
     in proportion to its tokens.
     """
     wanted_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
-    wanted_seqs = options.max_num_seqs or DEFAULT_NUM_SEQS
+    wanted_seqs = options.max_num_seqs or min(DEFAULT_NUM_SEQS, options.expected_rows or DEFAULT_NUM_SEQS)
     room = int(_ACTIVATION_SHARE * budget.free_bytes)
     num_tokens = min(SMALLEST_SWEEP_TOKENS, wanted_tokens)
     peak = probe(num_tokens, min(num_tokens, wanted_seqs))

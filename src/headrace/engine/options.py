@@ -31,6 +31,7 @@ class EngineOptions:
     seed: int = 0
     enable_prefix_caching: bool = True
     typical_row_tokens: int | None = None
+    expected_rows: int | None = None
     weights_on_device: float | None = None
     kv_on_device: float | None = None
     weights_on_host: float | None = None
@@ -55,6 +56,7 @@ class EngineOptions:
             "max_num_batched_tokens",
             "num_micro_batches",
             "typical_row_tokens",
+            "expected_rows",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

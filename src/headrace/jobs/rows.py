@@ -140,12 +140,14 @@ class RowCensus:
 
     Attributes:
         num_errors: rows that cannot be asked; prompts are not tokenized, so one that is too long is not among them.
+        num_answers: that the other rows ask for.
         first_error: the first of them.
         num_bytes: of all rows.
     """
 
     num_rows: int
     num_errors: int
+    num_answers: int
     first_error: RowError | None
     num_bytes: int
 
@@ -156,7 +158,7 @@ class RowCensus:
 
 def take_census(stream: BinaryIO, *, defaults: SamplingParams, limit: int | None = None) -> RowCensus:
     """Reads a whole input, keeping nothing but the counts."""
-    num_rows = num_errors = 0
+    num_rows = num_errors = num_answers = 0
     first_error: RowError | None = None
     reader = RowReader(defaults=defaults, limit=limit)
     for row in reader.read(stream):
@@ -164,7 +166,15 @@ def take_census(stream: BinaryIO, *, defaults: SamplingParams, limit: int | None
         if isinstance(row, RowError):
             num_errors += 1
             first_error = first_error or row
-    return RowCensus(num_rows=num_rows, num_errors=num_errors, first_error=first_error, num_bytes=reader.num_bytes)
+        else:
+            num_answers += row.request.params.n
+    return RowCensus(
+        num_rows=num_rows,
+        num_errors=num_errors,
+        num_answers=num_answers,
+        first_error=first_error,
+        num_bytes=reader.num_bytes,
+    )
 
 
 def _batch_shape(fields: Mapping[str, Any]) -> RowShape:

@@ -34,6 +34,7 @@ class Demand:
         kv_layer_bytes: KV of one typical row in every layer that may keep it elsewhere, in the order of a sweep.
         row_bytes: what one typical row takes in memory wherever its KV is.
         max_rows: that may run at a time.
+        all_rows: that there are, where that is known: they run in as many turns as it takes.
         operations_per_token: in matrix products.
         tokens_per_row: of a row in a sweep, on average: more than one where prompts come in between.
         slab_bytes: memory that is taken as soon as any KV lies below.
@@ -52,6 +53,7 @@ class Demand:
     written_share: float = 0.0
     room_below_bytes: int = 0
     longest_row: float = 1.0
+    all_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +117,9 @@ def _speed(
         rows = min(rows, demand.room_below_bytes // below)
     if demand.longest_row * row_bytes > room or demand.longest_row * below > demand.room_below_bytes:
         return 0.0, 0
+    if rows and demand.all_rows:
+        turns = -(-demand.all_rows // rows)
+        rows = -(-demand.all_rows // turns)
     moved = sum(demand.part_bytes) - kept + rows * below * (1 + demand.written_share)
     computing = rows * demand.tokens_per_row * demand.operations_per_token / rates.matrix
     return rows / max(moved / rates.below, computing, 1e-9), rows

@@ -110,9 +110,9 @@ def test_a_digest_depends_on_line_and_content_alone() -> None:
 
 
 def test_a_census_counts_rows_and_keeps_the_first_error() -> None:
-    data = b'{"prompt": "a"}\n{"promt": "a"}\n{\n'
+    data = b'{"prompt": "a", "n": 3}\n{"promt": "a"}\n{\n{"prompt": "b"}\n'
     census = take_census(io.BytesIO(data), defaults=SamplingParams())
-    assert (census.num_rows, census.num_errors) == (3, 2)
+    assert (census.num_rows, census.num_errors, census.num_answers) == (4, 2, 4)
     assert census.first_error is not None and census.first_error.key.line == 2
 
 

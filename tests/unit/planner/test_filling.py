@@ -29,13 +29,16 @@ class Machine:
         )
         filling.note(num_tokens, computing + waited)
 
+    def run_long(self, filling: Filling) -> None:
+        for _ in range(40):
+            self.run(filling, filling.num_tokens)
+
 
 @pytest.mark.parametrize("first", [230, 300, 600])
 def test_from_any_beginning_it_comes_to_what_is_computed_while_weights_are_read(first: int) -> None:
     machine = Machine(reading_seconds=3.0, tokens_per_second=100.0)
     filling = Filling(first, machine.streamed)
-    for _ in range(40):
-        machine.run(filling, filling.num_tokens)
+    machine.run_long(filling)
     assert 300 <= filling.num_tokens <= 360
 
 
@@ -43,8 +46,7 @@ def test_it_follows_a_disk_that_becomes_slower() -> None:
     machine = Machine(reading_seconds=3.0, tokens_per_second=100.0)
     filling = Filling(300, machine.streamed)
     machine.reading_seconds = 6.0
-    for _ in range(40):
-        machine.run(filling, filling.num_tokens)
+    machine.run_long(filling)
     assert 600 <= filling.num_tokens <= 720
 
 

@@ -27,6 +27,14 @@ def test_memory_that_rows_cannot_use_goes_to_weights() -> None:
     assert len(place(few, SLOW_DISK, 500).resident) == 3
 
 
+def test_the_rows_of_a_job_run_in_as_few_turns_as_pay() -> None:
+    """48 rows of 10 fit where KV of a layer lies on the disk; 44 without: the last 4 would take a turn of their own."""
+    seats = replace(LAYERS, max_rows=48, room_below_bytes=10**6, written_share=0.1)
+    assert place(seats, SLOW_DISK, 440).kv_below == frozenset()
+    assert len(place(replace(seats, all_rows=48), SLOW_DISK, 440).kv_below) == 1
+    assert place(replace(seats, all_rows=44), SLOW_DISK, 440).kv_below == frozenset()
+
+
 def test_where_computing_takes_longest_no_weights_take_the_place_of_rows() -> None:
     assert place(LAYERS, SLOW_CPU, 600).resident == frozenset()
     assert len(place(replace(LAYERS, max_rows=20), SLOW_CPU, 600).resident) == 4

