@@ -18,8 +18,7 @@ from headrace.engine.streaming import hold_on_host
 from headrace.engine.tiers import Tiers
 from headrace.executor.kv_homes import AttendsAtHome, LayerHome, lay_out
 from headrace.executor.kv_stream import NUM_SLABS, KVStream
-from headrace.executor.pools import memory_shape
-from headrace.kv_cache.pools import PageShape
+from headrace.executor.pools import page_shape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
 from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
@@ -252,8 +251,7 @@ def _kv_on_host(below: Sequence[int], num_layers: int, share: float | None, tier
 
 
 def _record(placed: PlacedModel, layer: int, block_tokens: int, dtype: torch.dtype) -> BlockRecord:
-    shape = memory_shape(placed.model.table.layers[layer].memory)
-    assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
+    shape = page_shape(placed.model.table.attention_of(layer))
     return BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
 
 

@@ -12,7 +12,7 @@ from headrace.engine.options import EngineOptions
 from headrace.engine.tiers import Tiers
 from headrace.executor.kv_homes import AttendsAtHome, LayerHome
 from headrace.kv_cache.local_blocks import LocalBlocks
-from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.models.layer_table import LayerTable
 from headrace.planner.attention_place import AttentionRates, host_is_faster
 from headrace.planner.attention_rates import AttentionShape, measure_attention
 from headrace.planner.model_shapes import attention_shape
@@ -49,9 +49,8 @@ def attends_at_home(
     Raises:
         BudgetError: the options ask for it, and the host has too little memory.
     """
-    host, spec = tiers.host_budget, table.layers[min(layers)].memory
-    assert isinstance(spec, AttentionSpec), f"layer {min(layers)} keeps a state"
-    shape = attention_shape(spec, table.num_heads)
+    host = tiers.host_budget
+    shape = attention_shape(table.attention_of(min(layers)), table.num_heads)
     num_bytes = _scratch_bytes(shape, sweep, dtype)
     if options.attend_on_host is False or (options.attend_on_host is None and num_bytes > host.free_bytes):
         return never

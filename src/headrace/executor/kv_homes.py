@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from headrace.attention.ragged import KVPages
-from headrace.executor.pools import memory_shape
+from headrace.executor.pools import page_shape
 from headrace.kv_cache.local_blocks import LocalBlocks
-from headrace.kv_cache.pools import PageShape
 from headrace.kv_cache.slab import BlockRecord
 from headrace.kv_cache.stores import KVStore
 from headrace.models.layer_table import LayerTable
@@ -49,8 +48,7 @@ def lay_out(
     """
     group_of, places, end = table.group_of(), [], 0
     for layer in sorted(layers):
-        shape = memory_shape(table.layers[layer].memory)
-        assert isinstance(shape, PageShape), f"layer {layer} keeps a state"
+        shape = page_shape(table.attention_of(layer))
         record = BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
         places.append((layer, end, record))
         end += pages_above(num_blocks[group_of[layer]] * record.num_bytes)

@@ -27,7 +27,7 @@ def build_pools(
     """
     group_of = table.group_of()
     layers = [
-        (group_of[index], None if index in elsewhere else memory_shape(layer.memory))
+        (group_of.get(index), None if index in elsewhere or layer.memory is None else memory_shape(layer.memory))
         for index, layer in enumerate(table.layers)
     ]
     return KVPools(
@@ -43,6 +43,11 @@ def memory_shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:
     """Returns what a layer keeps of each block or sequence."""
     if isinstance(memory, StateSpec):
         return SlotShape(conv_shape=memory.conv_shape, recurrent_shape=memory.recurrent_shape)
+    return page_shape(memory)
+
+
+def page_shape(memory: AttentionSpec) -> PageShape:
+    """Returns what an attention layer keeps of each token."""
     return PageShape(
         num_kv_heads=memory.num_kv_heads,
         key_width=memory.key_width,

@@ -54,7 +54,7 @@ class KVPools:
     def __init__(
         self,
         *,
-        layers: Sequence[tuple[int, PageShape | SlotShape | None]],
+        layers: Sequence[tuple[int | None, PageShape | SlotShape | None]],
         num_blocks: Sequence[int],
         block_tokens: int,
         dtype: torch.dtype,
@@ -63,15 +63,15 @@ class KVPools:
         """Allocates everything.
 
         Args:
-            layers: for each layer its group, and what it keeps here, if anything.
+            layers: for each layer its group, None where it keeps nothing at all, and what it keeps here, if anything.
             num_blocks: blocks (or slots) of each group.
             dtype: of keys, values and convolution states.
         """
-        self.group_of = [group for group, _ in layers]
+        self.group_of = {layer: group for layer, (group, _) in enumerate(layers) if group is not None}
         self._members: list[list[KVPages | StateSlots]] = [[] for _ in num_blocks]
         self._layers: list[KVPages | StateSlots | None] = []
         for group, shape in layers:
-            if shape is None:
+            if group is None or shape is None:
                 self._layers.append(None)
                 continue
             count = num_blocks[group]

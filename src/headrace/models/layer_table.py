@@ -69,9 +69,9 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpec:
-    """One layer of the table."""
+    """One layer of the table. Its memory is None where it looks at each token by itself, as a layer of experts alone."""
 
-    memory: AttentionSpec | StateSpec
+    memory: AttentionSpec | StateSpec | None
     experts: ExpertsSpec | None = None
 
 
@@ -120,7 +120,8 @@ class LayerTable:
         """Layers with equal memory, in order of first appearance."""
         members: dict[AttentionSpec | StateSpec, list[int]] = {}
         for index, layer in enumerate(self.layers):
-            members.setdefault(layer.memory, []).append(index)
+            if layer.memory is not None:
+                members.setdefault(layer.memory, []).append(index)
         return tuple(
             KVGroup(
                 group_id=group_id,
@@ -133,7 +134,15 @@ class LayerTable:
 
     def memory_of(self, group: KVGroup) -> AttentionSpec | StateSpec:
         """What each layer of `group` keeps."""
-        return self.layers[group.layers[0]].memory
+        memory = self.layers[group.layers[0]].memory
+        assert memory is not None, "layers of a group keep something"
+        return memory
+
+    def attention_of(self, layer: int) -> AttentionSpec:
+        """What a token leaves in `layer`, an attention layer."""
+        memory = self.layers[layer].memory
+        assert isinstance(memory, AttentionSpec), f"layer {layer} keeps no keys and values"
+        return memory
 
     def block_bytes(self, group: KVGroup, block_tokens: int, dtype_bytes: int) -> int:
         """Bytes of one block of `group`, over all of its layers; for a state group, of one sequence's slot."""
@@ -143,7 +152,7 @@ class LayerTable:
         return len(group.layers) * block_tokens * memory.numbers_per_token * dtype_bytes
 
     def group_of(self) -> dict[int, int]:
-        """The group of each layer."""
+        """The group of each layer that keeps something."""
         return {layer: group.group_id for group in self.groups for layer in group.layers}
 
     def kv_bytes(self, num_tokens: int, dtype_bytes: int) -> int:
@@ -152,7 +161,7 @@ class LayerTable:
         for layer in self.layers:
             if isinstance(layer.memory, StateSpec):
                 total += layer.memory.num_bytes(dtype_bytes)
-            else:
+            elif isinstance(layer.memory, AttentionSpec):
                 kept = num_tokens if layer.memory.window is None else min(num_tokens, layer.memory.window)
                 total += kept * layer.memory.numbers_per_token * dtype_bytes
         return total

@@ -52,9 +52,8 @@ def observe(config: PretrainedConfig) -> LayerTable:
     watch = _Watch.of_tokens()
     with torch.inference_mode(), torch.device("meta"):
         logits = Coroutine(watch, lambda context: run_forward(model, context)).result
-    for layer in range(num_layers):
-        if layer not in watch.memories:
-            raise UnsupportedModelError(f"layer {layer} of this {config.model_type} keeps neither keys nor a state")
+    if not watch.memories:
+        raise UnsupportedModelError(f"no layer of this {config.model_type} keeps keys or a state")
     return LayerTable(
         model_type=config.model_type,
         vocab_size=logits.shape[-1],
@@ -63,7 +62,7 @@ def observe(config: PretrainedConfig) -> LayerTable:
         max_positions=_max_positions(config.get_text_config()),
         length_rule=next(filter(None, map(rotary.rule_of, model.modules())), None),
         layers=tuple(
-            LayerSpec(memory=watch.memories[layer], experts=watch.mixtures.get(layer)) for layer in range(num_layers)
+            LayerSpec(memory=watch.memories.get(layer), experts=watch.mixtures.get(layer)) for layer in range(num_layers)
         ),
     )
 

@@ -125,7 +125,7 @@ class SamplingParams:
 
         Without a temperature, the request is greedy, as in transformers' `generate`, unless the model's
         `generation_config.json` says that it samples (then the temperature is the model's) or the request sets
-        `top_p`, `top_k`, `min_p` or `seed` (then it is 1). `max_tokens` is cut to the room.
+        `top_p`, `top_k`, `min_p`, `typical_p` or `seed` (then it is 1). `max_tokens` is cut to the room.
 
         Args:
             default_max_tokens: `max_tokens` of a request that does not say; raised to its `min_tokens`.
@@ -145,7 +145,8 @@ class SamplingParams:
         max_tokens = min(wanted, room)
         temperature = self.temperature
         if temperature is None:
-            wants_draws = any(value is not None for value in (self.top_p, self.top_k, self.min_p, self.seed))
+            said = (self.top_p, self.top_k, self.min_p, self.typical_p, self.seed)
+            wants_draws = any(value is not None for value in said)
             temperature = defaults.temperature if defaults.do_sample else None
             if temperature is None:
                 temperature = 1.0 if defaults.do_sample or wants_draws else 0.0

@@ -112,10 +112,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
     ("key", "neutral", "other"),
     [
         ("stream", False, True),
-        ("frequency_penalty", 0, 0.5),
-        ("frequency_penalty", 0.0, False),
-        ("repetition_penalty", 1.0, 1.1),
-        ("logit_bias", {}, {"5": -100}),
+        ("best_of", 1, 4),
+        ("best_of", 1, True),
+        ("echo", False, True),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
         ("tools", [], [{"type": "function"}]),
         ("stream_options", None, {"include_usage": True}),
@@ -125,6 +124,26 @@ def test_what_is_not_supported_is_accepted_only_where_it_does_nothing(key: str, 
     assert parse({"prompt": "x", key: neutral}).params == SamplingParams()
     error = refusal({"prompt": "x", key: other})
     assert (error.code, error.param) == ("unsupported_parameter", key)
+
+
+def test_penalties_biases_and_words_to_avoid_are_read() -> None:
+    fields = {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.1,
+        "typical_p": 0.9,
+        "logit_bias": {"5": -100},
+        "bad_words": ["no", [1, 2]],
+    }
+    assert parse({"prompt": "x", **fields}).params == SamplingParams(
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        repetition_penalty=1.1,
+        typical_p=0.9,
+        logit_bias={5: -100},
+        bad_words=["no", [1, 2]],
+    )
+    assert refusal({"prompt": "x", "logit_bias": {"5": 101}}).param == "logit_bias"
 
 
 def test_who_asks_and_which_model_is_meant_changes_nothing() -> None:

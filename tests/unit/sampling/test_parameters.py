@@ -30,6 +30,23 @@ def resolve(params: SamplingParams, defaults: GenerationDefaults | None = None, 
         ("top_p", 1.1),
         ("top_k", -2),
         ("min_p", math.inf),
+        ("typical_p", 0),
+        ("typical_p", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", "high"),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", None),
+        ("frequency_penalty", -3),
+        ("logit_bias", {5: 101}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {"five": 1.0}),
+        ("logit_bias", [5]),
+        ("logit_bias", 5),
+        ("logit_bias", {5: math.nan}),
+        ("bad_words", [""]),
+        ("bad_words", [[]]),
+        ("bad_words", [[-1]]),
+        ("bad_words", 3),
         ("stop", ""),
         ("stop", ["a", ""]),
         ("stop", 3),
@@ -68,7 +85,7 @@ def test_a_request_that_says_nothing_is_greedy() -> None:
     assert resolved.is_greedy
 
 
-@pytest.mark.parametrize("said", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"seed": 0}])
+@pytest.mark.parametrize("said", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"typical_p": 0.9}, {"seed": 0}])
 def test_a_request_with_limits_or_a_seed_samples_at_temperature_one(said: dict[str, float]) -> None:
     assert resolve(SamplingParams(**said)).temperature == 1.0
 
@@ -145,13 +162,34 @@ def test_a_generation_config_is_read() -> None:
 
 def test_keys_of_a_generation_config_that_are_not_followed_are_named() -> None:
     values = {
-        "repetition_penalty": 1.05,
         "num_beams": 1,
-        "typical_p": 1.0,
         "suppress_tokens": [],
-        "bad_words_ids": [[1]],
+        "no_repeat_ngram_size": 3,
+        "forced_bos_token_id": 4,
     }
-    assert GenerationDefaults.from_json(values).ignored == ("bad_words_ids", "repetition_penalty")
+    assert GenerationDefaults.from_json(values).ignored == ("forced_bos_token_id", "no_repeat_ngram_size")
+
+
+def test_penalties_of_a_generation_config_are_followed_unless_the_request_has_its_own() -> None:
+    values = {"repetition_penalty": 1.05, "typical_p": 0.9, "bad_words_ids": [[1], [2, 3]]}
+    defaults = GenerationDefaults.from_json(values)
+    assert defaults.ignored == ()
+    resolved = resolve(SamplingParams(), defaults)
+    assert (resolved.repetition_penalty, resolved.typical_p, resolved.bad_words) == (1.05, 0.9, ((1,), (2, 3)))
+    resolved = resolve(SamplingParams(repetition_penalty=1.0, bad_words=[[4]]), defaults)
+    assert (resolved.repetition_penalty, resolved.bad_words) == (1.0, ((4,), (1,), (2, 3)))
+
+
+@pytest.mark.parametrize("bias", [{5: 1, 2: -3.5}, {"5": 1.0, "2": -3.5}, [(5, 1.0), (2, -3.5)]])
+def test_a_bias_is_given_by_ids_or_their_text(bias: dict[int, float]) -> None:
+    assert SamplingParams(logit_bias=bias).logit_bias == ((2, -3.5), (5, 1.0))
+
+
+def test_a_bad_word_is_ruled_out_in_every_form_that_it_may_come_in() -> None:
+    resolved = SamplingParams(bad_words=["ab", [7, 8]]).resolve(
+        GenerationDefaults(), default_max_tokens=9, room=9, word_forms=lambda word: [[ord(word[0])], [1, 2]]
+    )
+    assert resolved.bad_words == ((97,), (1, 2), (7, 8))
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_p", 3), ("eos_token_id", "x"), ("do_sample", "yes")])

@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from headrace.sampling.parameters import ResolvedSampling
 from headrace.sampling.sampler import SamplingRow, sample
@@ -23,12 +30,17 @@ MANY_PARAMETERS: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_k": 700, "top_p": 0.9, "min_p": 0.001},
     {"logprobs": 4},
     {"temperature": 1.0, "min_tokens": 50, "stop_token_ids": frozenset({1, 2}), "logprobs": 0},
+    {"temperature": 1.0, "typical_p": 0.7, "top_k": 300},
+    {"repetition_penalty": 1.5, "bad_words": ((4,), (2, 9))},
+    {"temperature": 0.8, "presence_penalty": 1.0, "frequency_penalty": -0.5, "logit_bias": ((7, 4.0),), "top_p": 0.9},
 ]
 
 
 def make_row(*, sample_index: int = 0, step: int = 0, seed: int = 0, **parameters: Any) -> SamplingRow:
     sampling = ResolvedSampling(**{"max_tokens": 100, **parameters})
-    return SamplingRow(sampling=sampling, sample_index=sample_index, step=step, seed=seed)
+    return SamplingRow(
+        sampling=sampling, sample_index=sample_index, step=step, seed=seed, prompt_ids=(3, 5), output_ids=(9, 2)
+    )
 
 
 def make_logits(num_rows: int, num_tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,6 +124,8 @@ def test_other_samples_steps_and_seeds_draw_other_tokens(parameters: dict[str, A
         {"temperature": 1.0, "top_p": 0.8},
         {"temperature": 1.0, "min_p": 0.1},
         {"temperature": 1.2, "top_k": 10, "top_p": 0.9, "min_p": 0.05},
+        {"temperature": 1.0, "typical_p": 0.5},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "typical_p": 0.8},
     ],
     ids=str,
 )
@@ -136,9 +150,15 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(parameters: dict[st
     assert chi_square < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-def warped(logits: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
+def warped(
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> Tensor:
     ids = torch.zeros(1, 1, dtype=torch.long)
     scores = TemperatureLogitsWarper(temperature)(ids, logits.double())
     if top_k:
@@ -147,6 +167,8 @@ def warped(logits: Tensor, *, temperature: float, top_k: int = 0, top_p: float =
         scores = TopPLogitsWarper(top_p)(ids, scores)
     if min_p:
         scores = MinPLogitsWarper(min_p)(ids, scores)
+    if typical_p < 1:
+        scores = TypicalLogitsWarper(typical_p)(ids, scores)
     return scores.softmax(-1)
 
 
