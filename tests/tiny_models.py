@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.tiny_configs import CONFIGS
+from tests.tiny_types import tiny_values
 
 _KEEP_DEFAULT = ("A_log", "dt_", "correction")
 
@@ -24,13 +24,14 @@ _TIED_LOUD_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layerno
 def make_tiny_model(
     name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None
 ) -> PreTrainedModel:
-    """Builds a model of `CONFIGS` in eval mode with weights that depend on `seed` alone."""
-    values = dict(CONFIGS[name])
+    """Builds a model of `tiny_values` in eval mode with weights that depend on `seed` alone."""
+    values = dict(tiny_values(name))
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn, dtype=torch.float32)
+    is_tied = getattr(config, "tie_word_embeddings", False)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if any(part in key for part in _KEEP_DEFAULT):
@@ -42,9 +43,9 @@ def make_tiny_model(
                 parameter.copy_(noise * 0.1)
             else:
                 parameter.add_(noise * 0.1)
-            if config.tie_word_embeddings and key.endswith(_TIED_LOUD_MATRICES):
+            if is_tied and key.endswith(_TIED_LOUD_MATRICES):
                 parameter.mul_(4)
-            if config.tie_word_embeddings and "gemma" in name and key.endswith(_TIED_LOUD_NORMS):
+            if is_tied and "gemma" in name and key.endswith(_TIED_LOUD_NORMS):
                 parameter.add_(4)
     return model.to(dtype).eval()
 

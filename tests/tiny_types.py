@@ -14,88 +14,101 @@ from tests.tiny_configs import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE
 
 ALL_TYPES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
-_NAMES_OF_SIZES: dict[Any, tuple[str, ...]] = {
-    VOCAB_SIZE: ("vocab_size", "vocab_size_per_layer_input"),
-    HIDDEN_SIZE: ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width", "embed_dim"),
-    96: (
-        "intermediate_size",
-        "ffn_dim",
-        "decoder_ffn_dim",
-        "ffn_hidden_size",
-        "dense_intermediate_size",
-        "intermediate_size_mlp",
-        "mlp_intermediate_size",
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB_SIZE),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width", "embed_dim"), HIDDEN_SIZE),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "decoder_ffn_dim",
+            "ffn_hidden_size",
+            "dense_intermediate_size",
+            "intermediate_size_mlp",
+            "mlp_intermediate_size",
+        ),
+        96,
     ),
-    32: (
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "shared_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-        "expert_ffn_hidden_size",
-        "expert_intermediate_size",
+    **dict.fromkeys(
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+            "expert_intermediate_size",
+        ),
+        32,
     ),
-    3: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
-    4: (
-        "num_attention_heads",
-        "n_head",
-        "n_heads",
-        "num_heads",
-        "decoder_attention_heads",
-        "num_experts",
-        "num_local_experts",
-        "n_routed_experts",
-        "moe_num_experts",
-        "linear_num_value_heads",
-        "mamba_d_state",
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 3),
+    **dict.fromkeys(
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "decoder_attention_heads",
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "moe_num_experts",
+            "linear_num_value_heads",
+            "mamba_d_state",
+        ),
+        4,
     ),
-    2: (
-        "num_key_value_heads",
-        "num_experts_per_tok",
-        "moe_topk",
-        "moe_k",
-        "linear_num_key_heads",
-        "index_n_heads",
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_experts_per_tok", "moe_topk", "moe_k", "linear_num_key_heads", "index_n_heads"), 2
     ),
-    1: (
-        "n_shared_experts",
-        "num_shared_experts",
-        "moe_num_shared_experts",
-        "first_k_dense_replace",
-        "n_group",
-        "topk_group",
-        "mamba_n_groups",
-        "bos_token_id",
+    **dict.fromkeys(
+        (
+            "n_shared_experts",
+            "num_shared_experts",
+            "moe_num_shared_experts",
+            "first_k_dense_replace",
+            "n_group",
+            "topk_group",
+            "mamba_n_groups",
+            "bos_token_id",
+        ),
+        1,
     ),
-    128: ("max_position_embeddings", "n_positions", "n_ctx", "index_topk"),
-    16: (
-        "head_dim",
-        "kv_channels",
-        "kv_lora_rank",
-        "qk_nope_head_dim",
-        "v_head_dim",
-        "global_head_dim",
-        "mamba_d_head",
-        "index_head_dim",
-        "attention_head_dim",
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "index_topk"), 128),
+    **dict.fromkeys(
+        (
+            "head_dim",
+            "kv_channels",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "v_head_dim",
+            "global_head_dim",
+            "mamba_d_head",
+            "index_head_dim",
+            "attention_head_dim",
+        ),
+        16,
     ),
-    24: ("q_lora_rank",),
-    8: (
-        "qk_rope_head_dim",
-        "linear_key_head_dim",
-        "linear_value_head_dim",
-        "mamba_n_heads",
-        "state_size",
-        "rotary_dim",
-        "hidden_size_per_layer_input",
+    **dict.fromkeys(("q_lora_rank",), 24),
+    **dict.fromkeys(
+        (
+            "qk_rope_head_dim",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "mamba_n_heads",
+            "state_size",
+            "rotary_dim",
+            "hidden_size_per_layer_input",
+        ),
+        8,
     ),
-    5: ("sliding_window", "attention_window_size"),
-    6: ("attention_chunk_size",),
-    0: ("pad_token_id", "attention_dropout", "dropout", "hidden_dropout"),
-    None: ("eos_token_id",),
-    True: ("is_decoder",),
-    False: ("use_mambapy", "block_auto_adjust_ff_dim"),
+    **dict.fromkeys(("sliding_window", "attention_window_size"), 5),
+    **dict.fromkeys(("attention_chunk_size",), 6),
+    "pad_token_id": 0,
+    **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout"), 0.0),
+    **dict.fromkeys(("eos_token_id",), None),
+    **dict.fromkeys(("is_decoder",), True),
+    **dict.fromkeys(("use_mambapy", "block_auto_adjust_ff_dim"), False),
 }
-_SIZES = {name: size for size, names in _NAMES_OF_SIZES.items() for name in names}
 _STAYS_ABSENT = ("sliding_window", "attention_chunk_size", "q_lora_rank", "head_dim")
 
 _LINEAR_FULL_LINEAR = ["linear_attention", "full_attention", "linear_attention"]
@@ -103,11 +116,10 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 4, "mamba_chu
 
 TYPES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "layer_types": ..., **_MAMBA},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "dbrx": {
         "d_model": HIDDEN_SIZE,
         "max_seq_len": 128,
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 2.0},
         "ffn_config": {"hidden_size": HIDDEN_SIZE, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "falcon_h1": {"mamba_d_ssm": 128, "layer_types": ..., **_MAMBA},
@@ -139,12 +151,12 @@ TYPES: dict[str, dict[str, Any]] = {
 """What else a type needs; a value of `...` leaves a name to the type's default."""
 
 
-def tiny_values(model_type: str) -> dict[str, Any]:
-    """Returns the arguments of a tiny configuration of `model_type`, its name among them."""
-    if model_type in CONFIGS:
-        return CONFIGS[model_type]
-    values = _small(AutoConfig.for_model(model_type)) | TYPES.get(model_type, {})
-    return {"model_type": model_type, **{name: value for name, value in values.items() if value is not ...}}
+def tiny_values(name: str) -> dict[str, Any]:
+    """Returns the arguments of a tiny configuration, `model_type` among them: one of `CONFIGS`, or that of a type."""
+    if name in CONFIGS:
+        return CONFIGS[name]
+    values = _small(AutoConfig.for_model(name)) | TYPES.get(name, {})
+    return {"model_type": name, **{key: value for key, value in values.items() if value is not ...}}
 
 
 def _small(config: PretrainedConfig) -> dict[str, Any]:

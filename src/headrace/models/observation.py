@@ -7,11 +7,14 @@ experts here is what reaches them when the model runs: nothing is read from the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.rule import AttentionRule
@@ -50,7 +53,7 @@ def observe(config: PretrainedConfig) -> LayerTable:
     num_layers = len(find_layers(model).layers)
     take_over(model)
     watch = _Watch.of_tokens()
-    with torch.inference_mode(), torch.device("meta"):
+    with torch.inference_mode(), torch.device("meta"), _no_values_to_check():
         logits = Coroutine(watch, lambda context: run_forward(model, context)).result
     if not watch.memories:
         raise UnsupportedModelError(f"no layer of this {config.model_type} keeps keys or a state")
@@ -73,6 +76,17 @@ def _max_positions(config: PretrainedConfig) -> int | None:
         if value is not None:
             return int(value)
     return None
+
+
+@contextmanager
+def _no_values_to_check() -> Iterator[None]:
+    """torch's distributions look at the values of what they are given, which tensors without any do not have."""
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 def _nothing(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
