@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -166,7 +167,7 @@ def _small(config: PretrainedConfig) -> dict[str, Any]:
         if isinstance(inner, PretrainedConfig):
             values[name] = _small(inner)
     for name, size in _SIZES.items():
-        if hasattr(config, name):
+        if _can_be_set(config, name):
             default = getattr(config, name)
             if not isinstance(default, list | tuple) and not (default is None and name in _STAYS_ABSENT):
                 values[name] = size
@@ -176,6 +177,10 @@ def _small(config: PretrainedConfig) -> dict[str, Any]:
     if values.get("num_hidden_layers") == 3:
         for name in ("layer_types", "mlp_layer_types"):
             kinds = list(getattr(config, name, None) or ())
-            if kinds:
+            if kinds and _can_be_set(config, name):
                 values[name] = [*kinds[:2], next((kind for kind in kinds if kind not in kinds[:2]), kinds[-1])][:3]
     return values
+
+
+def _can_be_set(config: PretrainedConfig, name: str) -> bool:
+    return hasattr(config, name) and not isinstance(inspect.getattr_static(type(config), name, None), property)

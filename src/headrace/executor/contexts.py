@@ -41,6 +41,12 @@ def ragged_layout(
     )
 
 
+def _last_of_each(ends: Integers, counts: Integers) -> Integers:
+    """Returns the `counts` numbers before each of `ends`, in order."""
+    steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts), counts)
+    return np.repeat(ends, counts) + steps
+
+
 class ContextBuilder:
     """Knows the groups and the pools, which are the same in every sweep."""
 
@@ -73,12 +79,12 @@ class ContextBuilder:
         ends = np.cumsum(lengths)
         tokens = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in chunks])
         positions = np.arange(len(tokens)) - np.repeat(ends - lengths - starts, lengths)
-        samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
+        num_logits = np.array([chunk.num_logits for chunk in chunks], dtype=np.int64)
         layouts = tuple(self._layout(group, chunks, lengths) for group in self._groups)
         return MicroBatchContext(
             token_ids=self._tensor(tokens)[None],
             positions=self._tensor(positions)[None],
-            logit_tokens=self._tensor(ends[samples] - 1),
+            logit_tokens=self._tensor(_last_of_each(ends, num_logits)),
             layouts=layouts,
             pools=self._pools,
             attention=self._attention,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -32,11 +32,13 @@ from headrace.schedule.steps import (
     StoreKV,
     sweep_steps,
 )
-from headrace.scheduler.sweep import Sweep
+from headrace.scheduler.sweep import Chunk, Sweep
 from headrace.trace import NoTrace, Trace
 
-Sampler = Callable[[Tensor, Sequence[int]], list[SampledToken]]
-"""(logits (R, vocabulary), their R sequences) -> one token each."""
+Sampled = Mapping[int, Sequence[SampledToken]]
+"""The tokens that follow, by sequence."""
+Sampler = Callable[[Tensor, Sequence[Chunk]], Sampled]
+"""(logits (R, vocabulary), the chunks whose they are) -> the tokens that follow, by sequence."""
 Schedule = Callable[[Sequence[Point], int], Iterator[Step]]
 """(points of the model, number of micro-batches) -> the steps of a sweep."""
 
@@ -65,8 +67,8 @@ class Executor:
     trace: Trace = field(default_factory=NoTrace)
     products: AbstractContextManager[object] = field(default_factory=nullcontext)
 
-    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
-        """Returns the token that follows each sampling chunk, by sequence.
+    def run(self, sweep: Sweep, sampler: Sampler) -> Sampled:
+        """Returns the tokens that follow each sampling chunk, by sequence.
 
         Raises:
             SweepError: any micro-batch failed, for the reason that the message names.
@@ -153,10 +155,10 @@ def _label(step: Step) -> tuple[str, str]:
             return "weights", f"{type(step).__name__} {place}"
 
 
-def _sample(sweep: Sweep, logits: Sequence[Tensor], sampler: Sampler) -> dict[int, SampledToken]:
-    sampled: dict[int, SampledToken] = {}
+def _sample(sweep: Sweep, logits: Sequence[Tensor], sampler: Sampler) -> Sampled:
+    sampled: dict[int, Sequence[SampledToken]] = {}
     for micro_batch, rows in zip(sweep.micro_batches, logits, strict=True):
-        sequences = [chunk.sequence_id for chunk in micro_batch.chunks if chunk.samples]
-        if sequences:
-            sampled.update(zip(sequences, sampler(rows, sequences), strict=True))
+        chunks = [chunk for chunk in micro_batch.chunks if chunk.num_logits]
+        if chunks:
+            sampled.update(sampler(rows, chunks))
     return sampled

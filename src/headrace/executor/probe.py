@@ -11,14 +11,13 @@ from torch import Tensor
 
 from headrace.attention.ragged import AttentionBackend
 from headrace.executor.contexts import ContextBuilder
-from headrace.executor.executor import Executor
+from headrace.executor.executor import Executor, Sampled
 from headrace.executor.expert_stream import Experts, ResidentExperts
 from headrace.executor.pools import build_pools
 from headrace.executor.weight_stream import ResidentWeights, Weights
 from headrace.models.takeover import EngineModel
 from headrace.sampling.parameters import ResolvedSampling
 from headrace.sampling.sampler import SamplingRow, sample
-from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, PointKind
 from headrace.scheduler.sweep import Chunk, MicroBatch, Sweep
 from headrace.storage.device_memory import device_peak_growth_bytes
@@ -143,11 +142,12 @@ def _cut(num_tokens: int, longest: int) -> list[int]:
     return [min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]
 
 
-def _sample_expensively(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
+def _sample_expensively(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
     """Samples in the ways that take most memory: a ranked nucleus, the whole vocabulary, and log-probabilities."""
     ways = (
         ResolvedSampling(max_tokens=1, temperature=1.0, top_p=0.999, logprobs=20),
         ResolvedSampling(max_tokens=1, temperature=1.0),
     )
-    rows = [SamplingRow(sampling=ways[id_ % 2], sample_index=0, step=0, seed=id_) for id_ in sequences]
-    return sample(logits, rows)
+    ids = [chunk.sequence_id for chunk in chunks]
+    rows = [SamplingRow(sampling=ways[id_ % 2], sample_index=0, step=0, seed=id_) for id_ in ids]
+    return {id_: (token,) for id_, token in zip(ids, sample(logits, rows), strict=True)}

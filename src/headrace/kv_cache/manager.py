@@ -243,6 +243,16 @@ class KVCacheManager:
             sequence.give_snapshot()
         return stop, sequence.block_tables
 
+    def room_to_guess(self, sequence_id: int) -> int:
+        """Returns how many tokens of a sequence's next chunk may be guesses after its first token.
+
+        They can be taken back as long as nothing depends on them: within a block that they do not fill.
+        """
+        if self._has_states:
+            return 0
+        position = self._sequences[sequence_id].num_tokens
+        return self.block_tokens - 2 - position % self.block_tokens
+
     def _next_snapshot(self, start: int, num_known: int) -> int:
         """Returns the first position after `start` where a state is kept.
 
@@ -253,9 +263,14 @@ class KVCacheManager:
         last_block_end = (num_known - 1) // self.block_tokens * self.block_tokens
         return min(next_multiple, last_block_end) if last_block_end > start else next_multiple
 
-    def commit(self, sequence_id: int) -> None:
-        """Makes permanent what this sweep computed; blocks that no later token reads are released."""
-        self._sequences[sequence_id].commit()
+    def commit(self, sequence_id: int, num_tokens: int | None = None) -> None:
+        """Makes permanent what this sweep computed; blocks that no later token reads are released.
+
+        Args:
+            num_tokens: of the sequence, if not all are to stay; see `room_to_guess`.
+        """
+        sequence = self._sequences[sequence_id]
+        sequence.commit(sequence.num_tokens if num_tokens is None else num_tokens)
         self._parked.release(sequence_id)
 
     def abandon(self, sequence_id: int) -> None:

@@ -138,9 +138,13 @@ class SequenceBlocks:
         table.pool.begin_hold(block)
         self._held.append((table, block))
 
-    def commit(self) -> None:
-        """Makes permanent what this sweep computed; blocks that no later token reads are released."""
-        self._num_committed = self.num_tokens
+    def commit(self, num_tokens: int) -> None:
+        """Makes permanent the first `num_tokens` tokens; blocks that no later token reads are released.
+
+        What this sweep computed after them is forgotten; it fills no block.
+        """
+        assert self._num_committed <= num_tokens <= self.num_tokens
+        self._num_committed = self.num_tokens = num_tokens
         if not self._is_changed:
             return
         for table, index, block in self._adopted:
@@ -148,7 +152,7 @@ class SequenceBlocks:
         for node, group_id in self._given:
             self._tree.publish(node, group_id)
         for each in self.tables:
-            each.commit(self.num_tokens)
+            each.commit(num_tokens)
         self._committed_node = self.node
         self._end_sweep()
         self._is_changed = False

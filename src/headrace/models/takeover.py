@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.attention.rule import AttentionRule, Visibility
-from headrace.models.adapters import attn_method, bloom, falcon, latent, mpt, rotary, state
+from headrace.models.adapters import attn_method, bloom, counted_positions, falcon, latent, mpt, rotary, state
 from headrace.models.brought_experts import find_experts
 from headrace.models.layer_table import LayerTable
 from headrace.models.layers import find_layers
@@ -36,6 +36,7 @@ _CAUSAL: object = causal_mask_function
 _ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (
     attn_method.adapt,
     bloom.adapt,
+    counted_positions.adapt,
     falcon.adapt,
     mpt.adapt,
     rotary.adapt,

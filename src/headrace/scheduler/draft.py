@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import chain
 
 from headrace.kv_cache.manager import PrefixHit
@@ -19,20 +19,21 @@ class SweepDraft:
     The others follow in the order in which they are added, so that each can read what those before it write.
     """
 
-    def __init__(self, limits: SweepLimits, *, decoding: Collection[Sequence], num_wanted: int) -> None:
+    def __init__(self, limits: SweepLimits, *, decoding: Mapping[Sequence, tuple[int, ...]], num_wanted: int) -> None:
         """Begins an empty sweep.
 
         Args:
-            decoding: sequences that compute one token each.
+            decoding: sequences that compute one token each, and what is guessed to follow it.
             num_wanted: tokens that all sequences together would like to compute.
         """
-        num_set_aside = min(len(decoding), limits.max_num_batched_tokens)
+        num_set_aside = min(sum(1 + len(guess) for guess in decoding.values()), limits.max_num_batched_tokens)
         self._decoding = decoding
         self._num_left_to_decode = num_set_aside
         self._num_left_to_prefill = limits.max_num_batched_tokens - num_set_aside
         self._micro_batch_tokens = limits.micro_batch_tokens(min(num_wanted, limits.max_num_batched_tokens))
         self._micro_batch_blocks = limits.max_micro_batch_blocks
         self._counts_blocks = limits.max_micro_batch_blocks < sys.maxsize
+        self._num_logits_left = limits.max_num_logits - sum(1 + len(guess) for guess in decoding.values())
         self._position = num_set_aside
         self._decodes: list[Chunk] = []
         self._prefills: list[Chunk] = []
@@ -43,17 +44,33 @@ class SweepDraft:
         self._moves_up: list[BlockMove] = []
 
     @property
-    def has_room_to_prefill(self) -> bool:
-        """Whether more prompt tokens can be added."""
-        return self._num_left_to_prefill > 0
+    def has_room_to_admit(self) -> bool:
+        """Whether a sequence can begin."""
+        return self._num_left_to_prefill > 0 and self._num_logits_left > 0
+
+    def guess_for(self, sequence: Sequence) -> tuple[int, ...]:
+        """Returns what is guessed to follow the known tokens of a sequence, in the sweep's room."""
+        guess = self._decoding.get(sequence, ())
+        return guess[: max(0, min(self._num_left_to_decode, self._micro_batch_tokens) - 1)]
 
     def room_for(self, sequence: Sequence) -> int:
         """Returns how many tokens of a sequence the sweep takes in all."""
-        return min(1, self._num_left_to_decode) if sequence in self._decoding else self._num_left_to_prefill
+        if sequence in self._decoding:
+            return min(1 + len(self._decoding[sequence]), self._num_left_to_decode)
+        return self._num_left_to_prefill
 
-    def room_in_micro_batch(self) -> int:
-        """Returns how many tokens the micro-batch takes in which the next chunk begins."""
-        return self._micro_batch_tokens - self._position % self._micro_batch_tokens
+    def reach(self, sequence: Sequence, start: int, limit: int) -> int:
+        """Returns where a chunk of a sequence that begins at `start` ends, at `limit` at the latest.
+
+        A micro-batch takes so many tokens, and a sweep the logits of so many: tokens of a prompt that is scored, and the
+        last token that a sequence knows.
+        """
+        if sequence in self._decoding:
+            return limit
+        stop = min(limit, start + self._micro_batch_tokens - self._position % self._micro_batch_tokens)
+        if start < sequence.num_to_score:
+            return min(stop, start + self._num_logits_left)
+        return stop - 1 if stop == sequence.num_tokens and self._num_logits_left < 1 else stop
 
     def park(self, sequence: Sequence, moves: tuple[BlockMove, ...]) -> None:
         """Notes that a sequence lost its blocks to this sweep, and where their content goes."""
@@ -70,9 +87,10 @@ class SweepDraft:
         self.stops[sequence] = chunk.stop
         if sequence in self._decoding:
             self._decodes.append(chunk)
-            self._num_left_to_decode -= 1
+            self._num_left_to_decode -= chunk.num_tokens
         else:
             self._prefills.append(chunk)
+            self._num_logits_left -= chunk.num_logits
             self._num_left_to_prefill -= chunk.num_tokens
             self._position += chunk.num_tokens
 

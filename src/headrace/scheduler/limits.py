@@ -20,6 +20,8 @@ class SweepLimits:
             longest sequence.
         filling_tokens: the same as `max_num_batched_tokens`, while more sequences wait than there is room for: what is
             computed while a sweep's weights are read.
+        max_num_logits: tokens per sweep whose logits are computed; at least `max_num_seqs`.
+        guessing_tokens: tokens per sweep up to which guesses of what comes next may fill it.
     """
 
     max_num_seqs: int
@@ -28,12 +30,15 @@ class SweepLimits:
     num_micro_batches: int = 1
     max_micro_batch_blocks: int = sys.maxsize
     filling_tokens: int = sys.maxsize
+    max_num_logits: int = sys.maxsize
+    guessing_tokens: int = 0
 
     def __post_init__(self) -> None:
         assert min(self.max_num_seqs, self.max_num_batched_tokens, self.filling_tokens) > 0, (
             f"{self} would never run anything"
         )
         assert min(self.max_micro_batch_tokens, self.num_micro_batches) > 0, f"{self} would never run anything"
+        assert self.max_num_logits >= self.max_num_seqs, f"{self} could not sample for all of its sequences"
 
     def micro_batch_tokens(self, num_tokens: int) -> int:
         """Returns at how many tokens a micro-batch is full in a sweep of about `num_tokens`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Tokens
 from dataclasses import replace
 from itertools import islice
 
@@ -19,10 +20,11 @@ class Scheduler:
 
     Sequences run in the order of their arrival: whoever runs came before whoever waits. A sweep takes one token of
     every sequence that decodes, then chunks of the prompts that are under way, then new prompts, until its limits are
-    reached, which are lower while more sequences wait than there is room for (`SweepLimits.filling_tokens`). When
-    blocks run out, the youngest sequence that runs loses its own and returns to the front of those that wait; later its
-    KV is moved up again from the tier below, or else computed again. The oldest always gets what it needs, so every
-    sequence ends.
+    reached, which are lower while more sequences wait than there is room for (`SweepLimits.filling_tokens`). Where all
+    decode and room is left, tokens are computed that are guessed to follow (`SweepLimits.guessing_tokens`); the logits
+    tell how many of them were right. When blocks run out, the youngest sequence that runs loses its own and returns to
+    the front of those that wait; later its KV is moved up again from the tier below, or else computed again. The oldest
+    always gets what it needs, so every sequence ends.
 
     Attributes:
         limits: bounds of the next sweep; may be replaced between sweeps.
@@ -84,26 +86,34 @@ class Scheduler:
             self._num_sweeps += 1
         return sweep
 
-    def commit(self, sweep: Sweep, sampled: Mapping[int, int]) -> list[Sequence]:
+    def commit(self, sweep: Sweep, sampled: Mapping[int, Tokens[int]]) -> list[Sequence]:
         """Takes over the results of a sweep and returns the sequences that it finished.
 
         Args:
-            sampled: the new token of every sequence that has a chunk with `samples`, by sequence_id.
+            sampled: the new tokens of every sequence that has a chunk with `samples`, by sequence_id: one, and one more
+                for each token of a guess that was right.
         """
         draft = self._end_draft(sweep)
+        sampling: list[tuple[Sequence, Tokens[int]]] = []
         for sequence, stop in draft.stops.items():
-            self._cache.commit(sequence.sequence_id)
-            sequence.num_computed = stop
+            num_computed = stop
+            if stop >= sequence.num_tokens:
+                tokens = sampled[sequence.sequence_id]
+                sampling.append((sequence, tokens))
+                sequence.guessing.learn(stop - sequence.num_tokens, len(tokens) - 1)
+                num_computed = sequence.num_tokens - 1 + len(tokens)
+            self._cache.commit(sequence.sequence_id, num_computed)
+            sequence.num_computed = num_computed
+            sequence.num_scored = max(sequence.num_scored, num_computed)
         self.num_prefix_hit_tokens += draft.num_prefix_hit_tokens
         for sequence in draft.parked:
             sequence.num_moved_down += 1
             self.num_moved_down += 1
-        sampling = [sequence for sequence in draft.stops if sequence.num_uncomputed == 0]
-        for sequence in sampling:
-            sequence.append(sampled[sequence.sequence_id])
+        for sequence, tokens in sampling:
+            sequence.extend(tokens)
             if sequence.status is Status.FINISHED or self._reject_if_too_long(sequence):
                 self._remove(sequence)
-        return [sequence for sequence in sampling if sequence.finish_reason is not None]
+        return [sequence for sequence, _ in sampling if sequence.finish_reason is not None]
 
     def abandon(self, sweep: Sweep) -> None:
         """Forgets a sweep that failed: its sequences are as they were before it.
@@ -159,18 +169,38 @@ class Scheduler:
 
     def _begin_draft(self) -> SweepDraft:
         limits = self._limits_now()
-        decoding = set()
+        decoding: dict[Sequence, tuple[int, ...]] = {}
         num_wanted = 0
         for sequence in self._running.values():
             num_uncomputed = sequence.num_uncomputed
             num_wanted += num_uncomputed
             if num_uncomputed == 1:
-                decoding.add(sequence)
+                decoding[sequence] = ()
+        if len(decoding) == len(self._running) and not self._waiting:
+            num_wanted += self._guess(decoding)
         for sequence in islice(self._waiting.values(), max(0, limits.max_num_seqs - len(self._running))):
             if num_wanted >= limits.max_num_batched_tokens:
                 break
             num_wanted += sequence.num_tokens
         return SweepDraft(limits, decoding=decoding, num_wanted=num_wanted)
+
+    def _guess(self, decoding: dict[Sequence, tuple[int, ...]]) -> int:
+        """Guesses what follows each sequence, where a sweep has room that nothing else fills; returns the tokens."""
+        limits = self.limits
+        room = min(limits.guessing_tokens, limits.max_num_batched_tokens, limits.max_num_logits) - len(decoding)
+        num_guessed = 0
+        for index, sequence in enumerate(decoding):
+            share = -(-(room - num_guessed) // (len(decoding) - index))
+            if share < 1:
+                break
+            most = min(
+                share,
+                sequence.max_tokens - sequence.num_output_tokens - 1,
+                self._cache.room_to_guess(sequence.sequence_id),
+            )
+            decoding[sequence] = sequence.guessing.guess(sequence.token_ids, most)
+            num_guessed += len(decoding[sequence])
+        return num_guessed
 
     def _limits_now(self) -> SweepLimits:
         """Spreads prompts over sweeps of decoding sequences, unless all that wait can be let in at once.
@@ -206,7 +236,7 @@ class Scheduler:
 
     def _admit_waiting(self, draft: SweepDraft) -> None:
         """Adds those that wait, first come first served, until one of them has to go on waiting."""
-        while self._waiting and len(self._running) < self.limits.max_num_seqs and draft.has_room_to_prefill:
+        while self._waiting and len(self._running) < self.limits.max_num_seqs and draft.has_room_to_admit:
             sequence = next(iter(self._waiting.values()))
             if not self._admit(draft, sequence):
                 break
@@ -236,12 +266,12 @@ class Scheduler:
         Returns:
             False if there was room in the sweep but no block for even one token.
         """
-        start, num_known = sequence.num_computed, sequence.num_tokens
-        limit = min(start + draft.room_for(sequence), num_known)
-        while start < limit:
-            extended = self._cache.extend(
-                sequence.sequence_id, sequence.token_ids, min(limit, start + draft.room_in_micro_batch())
-            )
+        guess = draft.guess_for(sequence)
+        token_ids = [*sequence.token_ids, *guess] if guess else sequence.token_ids
+        start, end = sequence.num_computed, len(token_ids)
+        limit = min(start + draft.room_for(sequence), end)
+        while start < (reach := draft.reach(sequence, start, limit)):
+            extended = self._cache.extend(sequence.sequence_id, token_ids, reach)
             if extended is None:
                 return start > sequence.num_computed
             stop, block_tables = extended
@@ -250,10 +280,12 @@ class Scheduler:
                 Chunk(
                     sequence_id=sequence.sequence_id,
                     start=start,
-                    token_ids=tuple(sequence.token_ids[start:stop]),
+                    token_ids=tuple(token_ids[start:stop]),
                     block_tables=block_tables,
-                    samples=stop == num_known,
+                    samples=stop == end,
                     num_prompt_tokens=len(sequence.prompt_ids),
+                    num_guessed=len(guess),
+                    scores=start < sequence.num_to_score,
                 ),
             )
             start = stop

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
+
+from headrace.scheduler.guessing import Guessing
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -30,9 +33,12 @@ class Sequence:
         min_tokens: a stop id ends the generation only after this many other tokens.
         stop_ids: tokens that end the generation, end-of-sequence tokens included.
         salt: sequences of different salt share no KV (adapter, KV codec).
+        scores_prompt: the logits of its prompt are wanted; it shares no KV then, which would leave them out.
 
         token_ids: all known tokens: the prompt, then what was generated, a stop token included.
         num_computed: leading tokens whose KV or state is committed.
+        num_scored: leading tokens whose logits have been computed, where they are wanted.
+        guessing: what its next tokens are guessed from, and how many of them.
         stop_token: the stop id that ended the generation.
         num_prefix_hit_tokens: prompt tokens that were found in the cache when the sequence first ran.
         num_preemptions: how often its blocks were taken away.
@@ -47,9 +53,12 @@ class Sequence:
     min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()
     salt: str = ""
+    scores_prompt: bool = False
 
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)
+    num_scored: int = field(init=False, default=0)
+    guessing: Guessing = field(init=False, default_factory=Guessing)
     status: Status = field(init=False, default=Status.WAITING)
     finish_reason: FinishReason | None = field(init=False, default=None)
     stop_token: int | None = field(init=False, default=None)
@@ -73,6 +82,12 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def num_to_score(self) -> int:
+        """Number of leading tokens whose logits are still wanted: all of the prompt but the last, which is sampled."""
+        done = not self.scores_prompt or self.num_scored >= len(self.prompt_ids) - 1
+        return 0 if done else len(self.prompt_ids) - 1
+
+    @property
     def num_output_tokens(self) -> int:
         """Number of generated tokens."""
         return len(self.token_ids) - len(self.prompt_ids)
@@ -81,6 +96,13 @@ class Sequence:
     def output_ids(self) -> list[int]:
         """A new list of the generated tokens, a stop token included."""
         return self.token_ids[len(self.prompt_ids) :]
+
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Adds generated tokens up to one that finishes the sequence."""
+        for token_id in token_ids:
+            self.append(token_id)
+            if self.status is Status.FINISHED:
+                break
 
     def append(self, token_id: int) -> None:
         """Adds a generated token, which may finish the sequence."""

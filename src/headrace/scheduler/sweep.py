@@ -30,7 +30,9 @@ class Chunk:
             p // block_tokens, -1 where no token will read it any more. `state`: (source slot, target slot); the source
             holds the state after `start` tokens, -1 the zero state; the target receives the state after `stop` tokens.
         num_prompt_tokens: of the sequence, whichever of its tokens these are.
-        samples: whether the logits of the last token are wanted: it is the last token the sequence knows.
+        samples: whether a token is to be drawn after the last one: it is the last token the sequence knows.
+        num_guessed: of the last tokens so many are a guess; a token is drawn before each of them, too.
+        scores: whether the logits of all tokens are wanted.
     """
 
     sequence_id: int
@@ -39,6 +41,8 @@ class Chunk:
     block_tables: tuple[tuple[int, ...], ...]
     samples: bool
     num_prompt_tokens: int = 0
+    num_guessed: int = 0
+    scores: bool = False
 
     @property
     def stop(self) -> int:
@@ -49,6 +53,11 @@ class Chunk:
     def num_tokens(self) -> int:
         """Number of tokens this chunk computes."""
         return len(self.token_ids)
+
+    @property
+    def num_logits(self) -> int:
+        """Of how many of its last tokens the logits are wanted."""
+        return self.num_tokens if self.scores else self.samples * (1 + self.num_guessed)
 
     @property
     def num_blocks(self) -> int:
