@@ -39,4 +39,4 @@ fi
 echo "Installing into $folder, once (PyTorch is large: this takes a few minutes) ..."
 : >"$log"
 install 'pip>=25.1'
-install --constraint constraints.txt --group dev --editable .
+install --constraint constraints.txt --group dev --editable '.[guided]'

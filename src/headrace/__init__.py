@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headrace.engine.requests import GenerationRequest
     from headrace.engine.wrapped import wrap
     from headrace.sampling.parameters import SamplingParams
+    from headrace.sampling.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "OutputPiece",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "__version__",
     "compat",
     "errors",
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "OutputPiece": "headrace.engine.outputs",
     "RequestOutput": "headrace.engine.outputs",
     "SamplingParams": "headrace.sampling.parameters",
+    "StructuredOutputs": "headrace.sampling.structured_outputs",
     "wrap": "headrace.engine.wrapped",
 }
 _SUBMODULES = ("compat", "errors")

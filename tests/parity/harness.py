@@ -30,6 +30,7 @@ from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.observation import observe
 from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import WithoutTokenizer
+from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, PointKind, Resume, Step, sweep_steps
@@ -39,6 +40,7 @@ from headrace.scheduler.sequence import Sequence as ScheduledSequence
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
+from headrace.trace import NoTrace
 from tests.tiny_configs import VOCAB_SIZE
 from tests.tiny_models import make_tiny_model
 
@@ -178,6 +180,7 @@ def engine_of(rig: Rig, model: EngineModel) -> Engine:
         executor=cast("Executor", rig.executor),
         governor=Governor(budget=Budget(tier="host", limit_bytes=1 << 50, option="--memory")),
         tokenizer=WithoutTokenizer(),
+        guidance=Guidance(WithoutTokenizer(), num_tokens=model.table.vocab_size, end_token_ids=(), trace=NoTrace()),
         defaults=GenerationDefaults(),
         max_model_len=128,
         vocab_size=model.table.vocab_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.cli.flexgen import add_flexgen_options, flexgen_options
@@ -13,6 +14,7 @@ from headrace.units import parse_bytes, parse_rate
 if TYPE_CHECKING:
     from headrace.engine.llm import LLM
     from headrace.sampling.parameters import ResolvedSampling, SamplingParams
+    from headrace.sampling.structured_outputs import StructuredOutputs
 
 
 _MODEL_OPTIONS = (
@@ -106,6 +108,13 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens_default:
     group.add_argument("--frequency-penalty", type=float, metavar="X", help="OpenAI's: for every time they occurred")
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer, not part of it; repeatable")
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end token")
+    group = parser.add_argument_group("form of the answer")
+    group.add_argument("--json-schema", metavar="FILE", help="every answer is JSON that this schema describes")
+    group.add_argument("--regex", metavar="REGEX", help="every answer matches this regular expression as a whole")
+    group.add_argument(
+        "--choice", action="append", metavar="TEXT", help="every answer is this text, or another --choice"
+    )
+    group.add_argument("--grammar", metavar="FILE", help="every answer follows this grammar (Lark, as in llguidance)")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -127,11 +136,41 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "frequency_penalty", "stop", "ignore_eos",
     )  # fmt: skip
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    structure = _structure(args)
     try:
-        return SamplingParams(**given)
+        return SamplingParams(**given, structured_outputs=structure)
     except RequestError as error:
         option = f"--{error.param.replace('_', '-')}" if error.param else "sampling"
         raise OptionError(f"{option}: {error}") from None
+
+
+def _structure(args: argparse.Namespace) -> StructuredOutputs | None:
+    from headrace.sampling.guidance import check_structure
+    from headrace.sampling.structured_outputs import StructuredOutputs
+
+    texts = {
+        "json_schema": _content("--json-schema", args.json_schema),
+        "regex": args.regex,
+        "choice": args.choice,
+        "grammar": _content("--grammar", args.grammar),
+    }
+    given = {name: text for name, text in texts.items() if text is not None}
+    if not given:
+        return None
+    try:
+        structure = StructuredOutputs(**{name.removesuffix("_schema"): text for name, text in given.items()})
+        check_structure(structure)
+    except RequestError as error:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"{options}: {error}") from None
+    return structure
+
+
+def _content(option: str, file: str | None) -> str | None:
+    try:
+        return None if file is None else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{option} {file} cannot be read: {error}") from None
 
 
 def open_model(
@@ -166,6 +205,7 @@ def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:
     parts.append(f"max_tokens {max_tokens}")
     parts += [f"min_tokens {sampling.min_tokens}"] if sampling.min_tokens else []
     parts += [f"stop {' '.join(map(repr, sampling.stop))}"] if sampling.stop else []
+    parts += [f"answers of one form ({sampling.structured_outputs.kind})"] if sampling.structured_outputs else []
     return f"sampling: {', '.join(parts)}"
 
 

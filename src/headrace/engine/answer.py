@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from headrace.engine.outputs import CompletionOutput, FinishReason, OutputPiece
 from headrace.sampling.detokenizer import IncrementalDetokenizer, TokenDecoder
+from headrace.sampling.guidance import Guide
 from headrace.sampling.parameters import ResolvedSampling
 from headrace.sampling.sampler import SamplingRow
 from headrace.sampling.stopping import StopStrings
@@ -29,6 +30,7 @@ class Answer:
         seed: int,
         decoder: TokenDecoder,
         prompt_ids: Sequence[int] = (),
+        guide: Guide | None = None,
     ) -> None:
         self.index = index
         self.sampling = sampling
@@ -37,6 +39,7 @@ class Answer:
         self.last_token_seconds: float | None = None
         self._seed = seed
         self._prompt_ids = prompt_ids
+        self._guide = guide
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
@@ -54,10 +57,11 @@ class Answer:
             seed=self._seed,
             prompt_ids=self._prompt_ids,
             output_ids=self._token_ids,
+            guide=self._guide,
         )
 
     def accept(self, token: SampledToken, *, ended_by: FinishReason | None) -> bool:
-        """Takes the next token; returns whether a stop string has just ended the answer.
+        """Takes the next token; returns whether its text has just ended the answer: by a stop string, or by its form.
 
         Args:
             ended_by: why this is the last token by its number or its id, if it is.
@@ -69,20 +73,22 @@ class Answer:
         if token.logprob is not None:
             self._logprobs.append(token.logprob)
         is_end_token = ended_by == "stop"
+        is_complete = self._guide is not None and not is_end_token and self._guide.accept(token.token_id)
+        reason: FinishReason | None = "stop" if is_complete else ended_by
         piece = "" if is_end_token else self._detokenizer.push(token.token_id)
-        if ended_by is not None:
+        if reason is not None:
             piece += self._detokenizer.flush()
         text, matched = self._stops.push(piece)
-        if matched is None and ended_by is not None:
+        if matched is None and reason is not None:
             text += self._stops.flush()
         self._text.append(text)
         if matched is not None:
             self.finish_reason, self._stop_reason = "stop", matched
             return ended_by is None
-        self.finish_reason = ended_by
+        self.finish_reason = reason
         if is_end_token and token.token_id in self.sampling.stop_token_ids:
             self._stop_reason = token.token_id
-        return False
+        return ended_by is None and is_complete
 
     def completion(self) -> CompletionOutput:
         """Returns the answer as it is now."""

@@ -21,6 +21,7 @@ from headrace.executor.executor import Executor
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
+from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
 from headrace.sampling.sampler import sample
 from headrace.sampling.tokens import SampledToken
@@ -60,6 +61,7 @@ class Engine:
     """Runs requests to their ends, all together, sweep by sweep.
 
     Attributes:
+        guidance: knows which tokens the form of an answer allows.
         max_model_len: tokens of prompt and answer together.
         seed: from which requests without a seed of their own get one.
         speed: what the engine was measured to do so far.
@@ -73,6 +75,7 @@ class Engine:
     executor: Executor
     governor: Governor
     tokenizer: Tokenizer | WithoutTokenizer
+    guidance: Guidance
     defaults: GenerationDefaults
     max_model_len: int
     vocab_size: int
@@ -102,6 +105,8 @@ class Engine:
         )
         self._check_in_vocabulary("logit_bias", [token_id for token_id, _ in sampling.logit_bias])
         self._check_in_vocabulary("bad_words", [token_id for word in sampling.bad_words for token_id in word])
+        if sampling.structured_outputs is not None:
+            self.guidance.check(sampling.structured_outputs)
         return sampling
 
     def add(self, request: GenerationRequest) -> int:
@@ -139,6 +144,7 @@ class Engine:
                 seed=seed,
                 decoder=self.tokenizer,
                 prompt_ids=request.prompt_token_ids,
+                guide=self.guidance.guide(sampling),
             )
             running.answers.append(answer)
             running.sequences.append(sequence)
@@ -247,12 +253,12 @@ class Engine:
         """Hands new tokens to their answers, and ends the requests whose last answer has ended."""
         for sequence_id, token in tokens.items():
             found = self._answers.get(sequence_id)
-            if found is None:  # a sibling's broken logits ended the request a moment ago
+            if found is None:  # a sibling that could not go on ended the request a moment ago
                 continue
             running, answer = found
             sequence = running.sequences[answer.index]
-            if not token.is_finite:
-                self._fail(running, _not_finite())
+            if token.error is not None or not token.is_finite:
+                self._fail(running, token.error or _not_finite())
                 continue
             reason = sequence.finish_reason
             assert reason != "cancelled", "a cancelled sequence is in no sweep"

@@ -51,6 +51,7 @@ from headrace.models.weight_map import WeightMap, build_random_weight_map, build
 from headrace.models.wide_products import products
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
+from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.schedule.steps import serial_steps, sweep_steps
 from headrace.scheduler.limits import SweepLimits
@@ -101,6 +102,7 @@ def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStac
     placed = _place_model(options, model, weights, dtype, tiers)
     opened.callback(placed.close)
     launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
+    opened.callback(launched.engine.guidance.close)
     return replace(launched, close=opened.pop_all().close)
 
 
@@ -241,6 +243,12 @@ def _assemble(
         executor=executor,
         governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
         tokenizer=tokenizer,
+        guidance=Guidance(
+            tokenizer,
+            num_tokens=placed.model.table.vocab_size,
+            end_token_ids=defaults.eos_token_ids,
+            trace=tiers.trace,
+        ),
         defaults=defaults,
         max_model_len=plan.max_model_len,
         vocab_size=placed.model.table.vocab_size,

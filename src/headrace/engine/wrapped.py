@@ -137,6 +137,7 @@ def _launch(
             placed = _place_on_disk(model, table, weights, tiers, smallest, file, undo)
         undo.callback(placed.close)
         launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
+        undo.callback(launched.engine.guidance.close)
         close = undo.pop_all().close
     return replace(launched, close=close)
 

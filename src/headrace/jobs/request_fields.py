@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 from headrace.engine.requests import ChatMessage
 from headrace.errors import RequestError
 from headrace.jobs.json_lines import json_type
+from headrace.jobs.structured_fields import STRUCTURE_KEYS, structure_asked
 from headrace.sampling.parameters import SamplingParams
 
 RequestKind = Literal["chat", "completion", "either"]
@@ -39,7 +40,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
 }
@@ -114,7 +114,15 @@ def refuse(param: str, message: str, *, code: str) -> NoReturn:
 
 
 def _known_keys(kind: RequestKind) -> tuple[str, ...]:
-    return (*_PROMPT_KEYS[kind], *_LENGTH_KEYS, *_LOGPROB_KEYS, *_SAMPLING_KEYS, *_LABEL_KEYS, *_NEUTRAL_VALUES)
+    return (
+        *_PROMPT_KEYS[kind],
+        *_LENGTH_KEYS,
+        *_LOGPROB_KEYS,
+        *_SAMPLING_KEYS,
+        *STRUCTURE_KEYS,
+        *_LABEL_KEYS,
+        *_NEUTRAL_VALUES,
+    )
 
 
 def _with_nearest(key: str, known: Collection[str]) -> str:
@@ -136,6 +144,7 @@ def _sampling_params(given: Mapping[str, Any], defaults: SamplingParams) -> Samp
         changes["max_tokens"] = given[lengths[0]]
     if any(key in given for key in _LOGPROB_KEYS):
         changes["logprobs"] = _logprobs(given)
+    changes.update(structure_asked(given))
     try:
         return replace(defaults, **changes) if changes else defaults
     except OverflowError:

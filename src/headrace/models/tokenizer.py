@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -77,6 +78,26 @@ class Tokenizer:
         forms = [self._encode(text, add_special_tokens=False) for text in (word.lstrip(), f" {word.lstrip()}")]
         return [form for index, form in enumerate(forms) if form and form not in forms[:index]]
 
+    def definition(self, end_mark: str) -> tuple[str, int]:
+        """Returns the tokenizer as a tokenizer.json, with `end_mark` as one more special token, and that token's id.
+
+        Raises:
+            RequestError: it is none of `tokenizers`.
+        """
+        if not isinstance(self._tokenizer, TokenizersBackend):
+            raise RequestError(
+                f"{type(self._tokenizer).__name__} cannot be written as tokenizer.json, as structured outputs need",
+                code="unsupported_tokenizer",
+                param="structured_outputs",
+            )
+        own = copy(self._tokenizer.backend_tokenizer)
+        own.no_padding()
+        own.no_truncation()
+        own.add_special_tokens([end_mark])
+        end_id = own.token_to_id(end_mark)
+        assert end_id is not None, "it has just been added"
+        return own.to_str(), end_id
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
@@ -120,6 +141,13 @@ class WithoutTokenizer:
     def word_forms(self, word: str) -> list[list[int]]:
         raise RequestError(
             "this model has no tokenizer; give bad words as token ids", code="no_tokenizer", param="bad_words"
+        )
+
+    def definition(self, end_mark: str) -> tuple[str, int]:
+        raise RequestError(
+            "this model has no tokenizer, which structured outputs need; leave them out",
+            code="no_tokenizer",
+            param="structured_outputs",
         )
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from headrace.errors import CorruptCheckpointError, RequestError
+from headrace.sampling.structured_outputs import StructuredOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    LogitsProcessor = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
 
 # Below this a division by the temperature overflows float32, and the distribution has one token anyway.
 GREEDY_TEMPERATURE = 1e-5
@@ -65,6 +71,9 @@ class SamplingParams:
         seed: the same seed draws the same tokens, whatever else runs.
         logprobs: log-probabilities of each token and of this many most likely ones.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form that the answer must have; needs the extra `guided`.
+        logits_processors: functions of (ids of the prompt, ids of the answer, float32 logits (V,)) that return the
+            logits to draw from, one after the other. Stored as a tuple.
 
     Raises:
         RequestError: a value cannot be (code `invalid_value`, `param` names the field).
@@ -89,6 +98,8 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
+    logits_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, low=1, high=MAX_SAMPLES, optional=False)
@@ -112,6 +123,11 @@ class SamplingParams:
         object.__setattr__(self, "bad_words", _bad_words(self.bad_words))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _refuse("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            _refuse("structured_outputs", self.structured_outputs, "StructuredOutputs")
+        if self.structured_outputs is not None and self.min_tokens:
+            _refuse("min_tokens", self.min_tokens, "0 beside structured outputs, whose form says where an answer ends")
+        object.__setattr__(self, "logits_processors", _processors(self.logits_processors))
 
     def resolve(
         self,
@@ -174,6 +190,8 @@ class SamplingParams:
             seed=self.seed,
             logprobs=self.logprobs,
             skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=self.structured_outputs,
+            logits_processors=tuple(self.logits_processors),
         )
 
 
@@ -258,6 +276,8 @@ class ResolvedSampling:
     seed: int | None = None
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = ()
 
     @property
     def is_greedy(self) -> bool:
@@ -265,9 +285,9 @@ class ResolvedSampling:
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether logits depend on more than the model."""
+        """Whether the parameters and the row's tokens change its logits; a form of the answer comes on top."""
         has_penalty = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        return has_penalty or bool(self.logit_bias or self.bad_words)
+        return has_penalty or bool(self.logit_bias or self.bad_words or self.logits_processors)
 
     @property
     def ending_token_ids(self) -> frozenset[int]:
@@ -334,6 +354,13 @@ def _bad_words(value: object) -> tuple[str | tuple[int, ...], ...]:
     if words is None or not all(words):
         _refuse("bad_words", value, "a list of texts, or of lists of token ids, none of them empty")
     return tuple(word if isinstance(word, str) else _token_ids("bad_words", word) for word in words)
+
+
+def _processors(value: object) -> tuple[LogitsProcessor, ...]:
+    processors = tuple(value) if isinstance(value, list | tuple) else None
+    if processors is None or not all(callable(processor) for processor in processors):
+        _refuse("logits_processors", value, "a list of functions")
+    return processors
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.sampling.adjusting import adjust
+from headrace.errors import RequestError
+from headrace.sampling.adjusting import adjust, follow
 from headrace.sampling.candidates import (
     BLOCK_WIDTH,
     Bools,
@@ -28,6 +29,7 @@ from headrace.sampling.candidates import (
     rank_candidates,
 )
 from headrace.sampling.counter_random import uniform
+from headrace.sampling.guidance import Guide
 from headrace.sampling.parameters import ResolvedSampling
 from headrace.sampling.tokens import SampledToken, TokenLogprobs
 from headrace.units import MIB
@@ -55,6 +57,7 @@ class SamplingRow:
         sample_index: which of the request's `n` answers.
         step: tokens generated so far.
         prompt_ids, output_ids: what came before, for penalties and words that must not come.
+        guide: which tokens the form of the answer allows next.
     """
 
     sampling: ResolvedSampling
@@ -63,6 +66,7 @@ class SamplingRow:
     seed: int
     prompt_ids: Sequence[int] = ()
     output_ids: Sequence[int] = ()
+    guide: Guide | None = None
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: int = 32 * MIB) -> list[SampledToken]:
@@ -73,6 +77,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
     num_tokens = logits.shape[1]
     token_ids = np.zeros(len(rows), dtype=np.int64)
     is_finite = np.ones(len(rows), dtype=np.bool_)
+    errors: dict[int, RequestError] = {}
     groups: dict[_Method, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(_method(row.sampling, num_tokens), []).append(index)
@@ -81,9 +86,11 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
         for indices in _parts(members, rows_at_once):
             part = [rows[index] for index in indices]
             loaded = _load(logits, indices)
-            for place, row in enumerate(part):
-                if row.sampling.adjusts_logits:
-                    adjust(loaded[place], row.sampling, row.prompt_ids, row.output_ids)
+            for place, index in enumerate(indices):
+                try:
+                    _adjust(loaded[place, :num_tokens], rows[index])
+                except RequestError as error:
+                    errors[index] = error
             _mask_endings(loaded, part, num_tokens)
             token_ids[indices], is_finite[indices] = _draw(loaded, part, method)
     logprobs: dict[int, TokenLogprobs] = {}
@@ -92,7 +99,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
         found = _logprobs(_load(logits, indices), token_ids[indices], nums_top, num_tokens)
         logprobs.update(zip(indices, found, strict=True))
     return [
-        SampledToken(token_id=token_id, logprob=logprobs.get(index), is_finite=finite)
+        SampledToken(token_id=token_id, logprob=logprobs.get(index), is_finite=finite, error=errors.get(index))
         for index, (token_id, finite) in enumerate(zip(token_ids.tolist(), is_finite.tolist(), strict=True))
     ]
 
@@ -133,6 +140,13 @@ def _load(logits: Tensor, indices: list[int]) -> Tensor:
     loaded[:, :num_tokens] = rows
     loaded[:, num_tokens:] = -torch.inf
     return loaded
+
+
+def _adjust(logits: Tensor, row: SamplingRow) -> None:
+    if row.sampling.adjusts_logits:
+        adjust(logits, row.sampling, row.prompt_ids, row.output_ids)
+    if row.guide is not None:
+        follow(logits, row.guide)
 
 
 def _mask_endings(logits: Tensor, rows: Sequence[SamplingRow], num_tokens: int) -> None:

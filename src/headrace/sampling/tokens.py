@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +32,10 @@ class SampledToken:
         logprob: None unless the row asked for it.
         is_finite: False when the row's logits hold NaN or their maximum is infinite (a dtype that overflowed, damaged
             weights); `token_id` then means nothing and the row cannot go on.
+        error: why nothing could be drawn; the same holds then.
     """
 
     token_id: int
     logprob: TokenLogprobs | None = None
     is_finite: bool = True
+    error: RequestError | None = None

@@ -12,11 +12,13 @@ from headrace.executor.executor import Executor
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.tokenizer import WithoutTokenizer
+from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
+from headrace.trace import NoTrace
 
 
 class Gauge:
@@ -44,6 +46,7 @@ def engine(gauge: Gauge) -> Iterator[Engine]:
         executor=object.__new__(Executor),  # nothing is run
         governor=Governor(budget=Budget(tier="host", limit_bytes=1000, option="--memory"), measure=gauge),
         tokenizer=WithoutTokenizer(),
+        guidance=Guidance(WithoutTokenizer(), num_tokens=100, end_token_ids=(), trace=NoTrace()),
         defaults=GenerationDefaults(),
         max_model_len=128,
         vocab_size=100,
