@@ -22,7 +22,7 @@ TESTS = {
 }
 HEAD = """# Models
 
-Written by `make verify` and `make models`, from what the tests of [test_all_types.py](../tests/parity/test_all_types.py) showed.
+Written by `make verify` and `make models`, from what [test_all_types.py](../tests/parity/test_all_types.py) showed.
 
 transformers {version} has {total} architectures that it calls causal language models. **{exact} run exactly**: greedy
 tokens in float32 are those of transformers' `generate` for each row alone, on a tiny model of random weights,

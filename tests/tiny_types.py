@@ -106,7 +106,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("attention_chunk_size",), 6),
     "pad_token_id": 0,
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout"), 0.0),
-    **dict.fromkeys(("eos_token_id",), None),
+    **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), None),
     **dict.fromkeys(("is_decoder",), True),
     **dict.fromkeys(("use_mambapy", "block_auto_adjust_ff_dim"), False),
 }

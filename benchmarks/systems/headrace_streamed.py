@@ -17,9 +17,8 @@ from headrace import LLM, SamplingParams
 from headrace.engine import streaming
 from headrace.engine.engine import Engine
 from headrace.errors import BudgetError
-from headrace.executor.executor import Executor, Sampler
+from headrace.executor.executor import Executor, Sampled, Sampler
 from headrace.executor.weight_stream import WeightStream
-from headrace.sampling.tokens import SampledToken
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.disk_reader import DiskReader
 from headrace.storage.process_memory import peak_resident_bytes, resident_bytes
@@ -53,7 +52,7 @@ class SweepLog:
         self.most_rows = 0
         self.kinds: Counter[tuple[tuple[int, ...], int]] = Counter()
 
-    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
+    def run(self, sweep: Sweep, sampler: Sampler) -> Sampled:
         sampled = self._executor.run(sweep, sampler)
         rows = {chunk.sequence_id for micro_batch in sweep.micro_batches for chunk in micro_batch.chunks}
         self.most_rows = max(self.most_rows, len(rows))

@@ -18,8 +18,8 @@ from headrace import LLM, GenerationRequest, SamplingParams
 from headrace.engine.engine import Engine
 from headrace.engine.outputs import RequestOutput
 from headrace.errors import HeadraceError, RequestError, SweepError
+from headrace.executor.executor import Sampled
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.sampling.tokens import SampledToken
 from tests.tiny_models import save_tiny
 
 ONCE = [1, 403, 407, 261, 378]
@@ -359,10 +359,10 @@ def test_a_failed_sweep_leaves_the_engine_as_it_was(llm: LLM, monkeypatch: pytes
     engine = engine_of(llm)
     with monkeypatch.context() as broken:
 
-        def fail(*_: object, **__: object) -> list[SampledToken]:
+        def fail(*_: object, **__: object) -> Sampled:
             raise RuntimeError("the device fell off")
 
-        broken.setattr("headrace.engine.engine.sample", fail)
+        broken.setattr("headrace.engine.engine.draw", fail)
         job = llm.run([request(7, max_tokens=4)])
         with pytest.raises(SweepError, match="RuntimeError: the device fell off"):
             next(job)

@@ -21,7 +21,7 @@ from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend
 from headrace.engine.engine import Engine
 from headrace.executor.contexts import ContextBuilder
-from headrace.executor.executor import Executor, Sampler, Schedule
+from headrace.executor.executor import Executor, Sampled, Sampler, Schedule, token_ids
 from headrace.executor.pools import build_pools
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
@@ -37,7 +37,7 @@ from headrace.schedule.steps import Point, PointKind, Resume, Step, sweep_steps
 from headrace.scheduler.limits import SweepLimits
 from headrace.scheduler.scheduler import Scheduler
 from headrace.scheduler.sequence import Sequence as ScheduledSequence
-from headrace.scheduler.sweep import Sweep
+from headrace.scheduler.sweep import Chunk, Sweep
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
 from headrace.trace import NoTrace
@@ -77,7 +77,7 @@ class Shape:
 class Runner(Protocol):
     """What runs a sweep: an `Executor`, or one that does it in an unusual way."""
 
-    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]: ...
+    def run(self, sweep: Sweep, sampler: Sampler) -> Sampled: ...
 
 
 @dataclass(kw_only=True)
@@ -125,7 +125,7 @@ class Rig:
             if sweep is not None:
                 sampled = self.executor.run(sweep, sampler or greedy)
                 watch(sweep)
-                self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in sampled.items()})
+                self.scheduler.commit(sweep, token_ids(sampled))
             num_sweeps += 1
         assert not self.scheduler.take_rejected(), "the shape has too few blocks for one row alone"
         self.cache.check_integrity()
@@ -197,9 +197,10 @@ def _num_blocks(group: KVGroup, shape: Shape) -> int:
     return min(-(-longest // shape.block_tokens), 3 * group.window_blocks(shape.block_tokens)) + 1
 
 
-def greedy(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
+def greedy(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
     """Takes the most likely token of each row."""
-    return [SampledToken(token_id=token_id) for token_id in logits.argmax(-1).tolist()]
+    ids = logits.argmax(-1).tolist()
+    return {chunk.sequence_id: (SampledToken(token_id=token_id),) for chunk, token_id in zip(chunks, ids, strict=True)}
 
 
 @cache
@@ -338,11 +339,11 @@ def forced_logits(
 
     num_known = list(num_prompt)
 
-    def next_of_text(_: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
-        tokens = []
-        for sequence in sequences:
+    def next_of_text(_: Tensor, chunks: Sequence[Chunk]) -> Sampled:
+        tokens = {}
+        for sequence in (chunk.sequence_id for chunk in chunks):
             text, known = texts[sequence], num_known[sequence]
-            tokens.append(SampledToken(token_id=text[known] if known < len(text) else 0))
+            tokens[sequence] = (SampledToken(token_id=text[known] if known < len(text) else 0),)
             num_known[sequence] += 1
         return tokens
 

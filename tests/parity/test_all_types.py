@@ -16,13 +16,11 @@ from headrace import LLM, SamplingParams
 from headrace.errors import UnsupportedModelError
 from headrace.models.architectures import EXACT, REFUSED, check_architecture
 from headrace.models.layer_table import LayerTable
-from headrace.models.skeleton import build_skeleton
-from headrace.models.takeover import take_over
-from tests.parity.harness import NUM_NEW, distinct_rows, generated, table_of, tiny_engine_model
+from tests.parity.harness import NUM_NEW, distinct_rows, generated, tiny_engine_model
 from tests.parity.test_families import MIXED, SCARCE, check
 from tests.parity.test_streaming import SHAPES, assert_same_tokens, rig_of, streamed
 from tests.tiny_configs import CONFIGS
-from tests.tiny_models import make_tiny_model, save_tiny, write_tokenizer
+from tests.tiny_models import save_tiny, write_tokenizer
 from tests.tiny_types import ALL_TYPES, tiny_values
 
 VARIANTS = sorted(name for name, values in CONFIGS.items() if values["model_type"] != name)

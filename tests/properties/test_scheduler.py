@@ -166,7 +166,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for chunk in micro_batch.chunks:
                 if chunk.samples:
                     self.num_sampled += 1
-                    sampled[chunk.sequence_id] = draws[self.num_sampled % len(draws)]
+                    sampled[chunk.sequence_id] = [draws[self.num_sampled % len(draws)]]
         before = {number: sequence.num_output_tokens for number, sequence in self.alive.items()}
         for sequence in self.scheduler.commit(sweep, sampled):
             assert sequence.finish_reason in ("stop", "length")

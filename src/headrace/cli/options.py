@@ -132,8 +132,8 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     from headrace.sampling.parameters import SamplingParams
 
     names = (
-        "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "stop", "ignore_eos",
+        "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p",
+        "repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "ignore_eos",
     )  # fmt: skip
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     structure = _structure(args)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from headrace.engine.outputs import CompletionOutput, FinishReason, OutputPiece
 from headrace.sampling.detokenizer import IncrementalDetokenizer, TokenDecoder
 from headrace.sampling.guidance import Guide
 from headrace.sampling.parameters import ResolvedSampling
-from headrace.sampling.sampler import SamplingRow
+from headrace.sampling.sampler import SamplingRow, score
 from headrace.sampling.stopping import StopStrings
 from headrace.sampling.tokens import SampledToken, TokenLogprobs
 
@@ -42,23 +44,55 @@ class Answer:
         self._guide = guide
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: dict[int, TokenLogprobs] = {}
         self._text: list[str] = []
         self._stop_reason: str | int | None = None
         self._detokenizer = IncrementalDetokenizer(decoder, skip_special_tokens=sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop)
         self._told = (0, 0)
 
-    def next_row(self) -> SamplingRow:
-        """What decides the next token, besides the logits."""
-        return SamplingRow(
-            sampling=self.sampling,
-            sample_index=self.index,
-            step=len(self._token_ids),
-            seed=self._seed,
-            prompt_ids=self._prompt_ids,
-            output_ids=self._token_ids,
-            guide=self._guide,
-        )
+    def next_rows(self, guess: Sequence[int] = ()) -> list[SamplingRow]:
+        """What decides the next token, besides the logits, and those after it, were `guess` right."""
+        output_ids = [*self._token_ids, *guess] if guess else self._token_ids
+        return [
+            SamplingRow(
+                sampling=self.sampling,
+                sample_index=self.index,
+                step=step,
+                seed=self._seed,
+                prompt_ids=self._prompt_ids,
+                output_ids=output_ids if step == len(output_ids) else output_ids[:step],
+                guide=self._guide,
+            )
+            for step in range(len(self._token_ids), len(output_ids) + 1)
+        ]
+
+    def score_prompt(self, start: int, logits: Tensor) -> None:
+        """Notes how likely the prompt's tokens were after those from `start` on; logits (T, vocabulary)."""
+        scored = self._prompt_ids[start + 1 : start + 1 + len(logits)]
+        entries = score(logits[: len(scored)], scored, self.sampling.prompt_logprobs or 0)
+        self._prompt_logprobs.update(enumerate(entries, start + 1))
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """One entry per token of the prompt, None for the first; None where they were not asked for."""
+        if self.sampling.prompt_logprobs is None:
+            return None
+        return tuple(self._prompt_logprobs.get(position) for position in range(len(self._prompt_ids)))
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model finds the answer, per token."""
+        return sum(entry.logprob for entry in self._logprobs) / len(self._logprobs)
+
+    def accept_all(self, tokens: Sequence[SampledToken], ended_by: FinishReason | None) -> bool:
+        """Takes tokens until the answer ends; returns whether its text ended it, and nobody knows it yet."""
+        for token in tokens:
+            is_last = token is tokens[-1]
+            ended_by_text = self.accept(token, ended_by=ended_by if is_last else None)
+            if self.finish_reason is not None:
+                return ended_by_text and ended_by is None
+        return False
 
     def accept(self, token: SampledToken, *, ended_by: FinishReason | None) -> bool:
         """Takes the next token; returns whether its text has just ended the answer: by a stop string, or by its form.
@@ -115,6 +149,14 @@ class Answer:
     def num_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self._token_ids)
+
+
+def best_of(answers: Sequence[Answer]) -> list[Answer]:
+    """Returns as many answers as were asked for, where more were drawn: the likeliest per token, best first."""
+    num_kept = answers[0].sampling.num_kept
+    if num_kept == len(answers):
+        return list(answers)
+    return sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)[:num_kept]
 
 
 def seconds_per_token(answers: Sequence[Answer]) -> float | None:

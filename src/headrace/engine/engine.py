@@ -5,34 +5,31 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from torch import Tensor
 
-from headrace.engine.answer import Answer, seconds_per_token
+from headrace.engine.answer import Answer, best_of, seconds_per_token
+from headrace.engine.drawing import draw
 from headrace.engine.interrupts import held_interrupts
 from headrace.engine.outputs import RequestMetrics, RequestOutput
 from headrace.engine.requests import GenerationRequest
 from headrace.errors import RequestError
 from headrace.executor.block_moves import BlockMoveError
-from headrace.executor.executor import Executor
+from headrace.executor.executor import Executor, Sampled, token_ids
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
-from headrace.sampling.sampler import sample
-from headrace.sampling.tokens import SampledToken
 from headrace.scheduler.scheduler import Scheduler
 from headrace.scheduler.sequence import Rejection, Status
 from headrace.scheduler.sequence import Sequence as ScheduledSequence
-from headrace.scheduler.sweep import Sweep
+from headrace.scheduler.sweep import Chunk, Sweep
 from headrace.storage.governor import Governor
-from headrace.units import MIB
 
-_SAMPLING_BYTES = 32 * MIB
 _SWEEPS_PER_CHECK = 4
 _SMALLEST_SWEEP = 16
 _WINDOW = 2
@@ -137,6 +134,8 @@ class Engine:
                 min_tokens=sampling.min_tokens,
                 stop_ids=sampling.ending_token_ids,
                 salt=self.salt(len(request.prompt_token_ids)),
+                scores_prompt=sampling.prompt_logprobs is not None and index == 0,
+                guesses=not sampling.depends_on_each_token,
             )
             answer = Answer(
                 index=index,
@@ -165,11 +164,11 @@ class Engine:
                 under_way = sweep = self.scheduler.next_sweep()
                 self._note_start(sweep)
             if sweep is not None:
-                tokens = self._run(sweep)
+                sampled = self._run(sweep)
                 with held_interrupts():
                     under_way = None
-                    self.scheduler.commit(sweep, {sequence: token.token_id for sequence, token in tokens.items()})
-                    self._accept(tokens)
+                    self.scheduler.commit(sweep, token_ids(sampled))
+                    self._accept(sampled)
         except BlockMoveError as error:
             assert under_way is not None, "blocks are moved before anything is computed"
             self.scheduler.abandon(under_way)
@@ -183,7 +182,7 @@ class Engine:
             self._reject(rejection)
         self._govern()
 
-    def _run(self, sweep: Sweep) -> dict[int, SampledToken]:
+    def _run(self, sweep: Sweep) -> Sampled:
         started = time.perf_counter()
         tokens = self.executor.run(sweep, self._draw)
         seconds = time.perf_counter() - started
@@ -223,10 +222,9 @@ class Engine:
                     running.started_seconds = now
                     self._num_waiting_tokens -= len(running.request.prompt_token_ids)
 
-    def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken]:
-        """The executor's sampler: one token for each row of `logits` (R, vocabulary)."""
-        rows = [self._answers[sequence_id][1].next_row() for sequence_id in sequence_ids]
-        return sample(logits, rows, max_temporary_bytes=_SAMPLING_BYTES)
+    def _draw(self, logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
+        """The executor's sampler."""
+        return draw(logits, chunks, lambda sequence_id: self._answers[sequence_id][1])
 
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
@@ -249,20 +247,21 @@ class Engine:
                 param=param,
             )
 
-    def _accept(self, tokens: Mapping[int, SampledToken]) -> None:
+    def _accept(self, sampled: Sampled) -> None:
         """Hands new tokens to their answers, and ends the requests whose last answer has ended."""
-        for sequence_id, token in tokens.items():
+        for sequence_id, tokens in sampled.items():
             found = self._answers.get(sequence_id)
             if found is None:  # a sibling that could not go on ended the request a moment ago
                 continue
             running, answer = found
             sequence = running.sequences[answer.index]
-            if token.error is not None or not token.is_finite:
-                self._fail(running, token.error or _not_finite())
+            broken = next((token for token in tokens if token.error is not None or not token.is_finite), None)
+            if broken is not None:
+                self._fail(running, broken.error or _not_finite())
                 continue
             reason = sequence.finish_reason
             assert reason != "cancelled", "a cancelled sequence is in no sweep"
-            if answer.accept(token, ended_by=reason):
+            if answer.accept_all(tokens[: sequence.num_output_tokens - answer.num_tokens], reason):
                 self.scheduler.finish(sequence_id, "stop")
             if answer.finish_reason is not None:
                 del self._answers[sequence_id]
@@ -279,7 +278,8 @@ class Engine:
             request_id=running.request.request_id,
             prompt=running.request.prompt,
             prompt_token_ids=running.request.prompt_token_ids,
-            outputs=tuple(answer.completion() for answer in answers),
+            outputs=tuple(answer.completion() for answer in best_of(answers)),
+            prompt_logprobs=answers[0].prompt_logprobs,
             metrics=RequestMetrics(
                 ttft_seconds=min(firsts) - running.arrived_seconds,
                 tpot_seconds=seconds_per_token(answers),

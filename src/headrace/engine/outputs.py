@@ -61,6 +61,7 @@ class RequestOutput:
 
     Attributes:
         outputs: the `n` answers in order; empty where `error` is set.
+        prompt_logprobs: one entry per token of the prompt, None for the first, where they were asked for.
         metrics: None where the request never ran.
     """
 
@@ -68,6 +69,7 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     metrics: RequestMetrics | None = None
     error: RequestError | None = None
 

@@ -43,8 +43,8 @@ def ragged_layout(
 
 def _last_of_each(ends: Integers, counts: Integers) -> Integers:
     """Returns the `counts` numbers before each of `ends`, in order."""
-    steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts), counts)
-    return np.repeat(ends, counts) + steps
+    places: Integers = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+    return places
 
 
 class ContextBuilder:

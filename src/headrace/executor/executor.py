@@ -43,6 +43,11 @@ Schedule = Callable[[Sequence[Point], int], Iterator[Step]]
 """(points of the model, number of micro-batches) -> the steps of a sweep."""
 
 
+def token_ids(sampled: Sampled) -> dict[int, list[int]]:
+    """Returns the ids of the tokens that follow, by sequence."""
+    return {sequence: [token.token_id for token in tokens] for sequence, tokens in sampled.items()}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Executor:
     """Follows a schedule's steps.

@@ -45,9 +45,12 @@ class AnswerWriter:
         """Returns the line of a row that was answered, its newline included."""
         usage = _usage(output)
         if key.shape == "short":
-            return _line({"id": key.row_id, **self._short_answer(output.outputs), "usage": usage})
+            answer = self._short_answer(output.outputs)
+            if output.prompt_logprobs is not None:
+                answer["prompt_logprobs"] = self._short_logprobs(output.prompt_logprobs)
+            return _line({"id": key.row_id, **answer, "usage": usage})
         is_chat = key.shape == "batch_chat"
-        body = {
+        body: dict[str, Any] = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{key.digest}",
             "object": "chat.completion" if is_chat else "text_completion",
             "created": 0,
@@ -55,6 +58,10 @@ class AnswerWriter:
             "choices": [self._chat_choice(o) if is_chat else self._text_choice(o) for o in output.outputs],
             "usage": usage,
         }
+        if output.prompt_logprobs is not None:
+            said = self._prompt_logprobs(output.prompt_logprobs)
+            for holder in [body] if is_chat else body["choices"]:
+                holder["prompt_logprobs"] = said
         return _line(_batch_answer(key, 200, body, error=None))
 
     def _short_answer(self, outputs: Sequence[CompletionOutput]) -> dict[str, Any]:
@@ -68,15 +75,26 @@ class AnswerWriter:
             answer["logprobs"] = [self._short_logprobs(o.logprobs or ()) for o in outputs]
         return answer
 
-    def _short_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        return [
-            {
-                **self._short_token(entry.token_id, entry.logprob),
-                "rank": entry.rank,
-                "top": [self._short_token(token_id, logprob) for token_id, logprob in entry.top],
-            }
-            for entry in logprobs
-        ]
+    def _short_logprobs(self, logprobs: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
+        return [None if entry is None else self._short_entry(entry) for entry in logprobs]
+
+    def _short_entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        return {
+            **self._short_token(entry.token_id, entry.logprob),
+            "rank": entry.rank,
+            "top": [self._short_token(token_id, logprob) for token_id, logprob in entry.top],
+        }
+
+    def _prompt_logprobs(self, logprobs: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
+        """As vLLM has them: of each token but the first, by id, the token itself and the likeliest ones."""
+        return [None if entry is None else self._prompt_entry(entry) for entry in logprobs]
+
+    def _prompt_entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        ranked = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, 1)]
+        return {
+            str(token_id): {"logprob": _finite(logprob), "rank": rank, "decoded_token": self._text(token_id)}
+            for token_id, logprob, rank in [*ranked, (entry.token_id, entry.logprob, entry.rank)]
+        }
 
     def _short_token(self, token_id: int, logprob: float) -> dict[str, Any]:
         return {"token": self._text(token_id), "token_id": token_id, "logprob": _finite(logprob)}

@@ -25,9 +25,9 @@ _PROMPT_KEYS: Mapping[RequestKind, tuple[str, ...]] = {
     "either": ("prompt", "messages"),
 }
 _SAMPLING_KEYS = (
-    "n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p",
-    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "stop", "stop_token_ids", "ignore_eos", "seed",
-    "skip_special_tokens",
+    "n", "best_of", "prompt_logprobs", "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "stop",
+    "stop_token_ids", "ignore_eos", "seed", "skip_special_tokens",
 )  # fmt: skip
 _LENGTH_KEYS = ("max_tokens", "max_completion_tokens")
 _LOGPROB_KEYS = ("logprobs", "top_logprobs")
@@ -37,7 +37,8 @@ _LABEL_KEYS = ("model", "user", "metadata")
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "stream": (False,),
     "stream_options": (),
-    "best_of": (1,),
+    "num_beams": (1,),
+    "use_beam_search": (False,),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),

@@ -18,11 +18,16 @@ EXACT = frozenset(
         "aria_text",
         "axk1",
         "bailing_hybrid",
+        "bamba",
+        "bart",
         "beam",
         "bert",
         "bert-generation",
+        "bigbird_pegasus",
         "biogpt",
         "bitnet",
+        "blenderbot",
+        "blenderbot-small",
         "bloom",
         "camembert",
         "codegen",
@@ -45,9 +50,13 @@ EXACT = frozenset(
         "falcon_mamba",
         "flex_olmo",
         "flint",
+        "fuyu",
         "gemma",
         "gemma2",
+        "gemma3",
         "gemma3_text",
+        "gemma3n_text",
+        "gemma4_text",
         "glm",
         "glm4",
         "glm4_moe",
@@ -63,8 +72,11 @@ EXACT = frozenset(
         "granite_swa",
         "granitemoe",
         "granitemoe_swa",
+        "granitemoehybrid",
         "granitemoeshared",
         "helium",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
         "hy_v3",
         "hyperclovax",
         "internlm3",
@@ -75,16 +87,21 @@ EXACT = frozenset(
         "kolibri1",
         "laguna",
         "lfm2",
+        "lfm2_moe",
         "lfm3",
         "llama",
+        "llama4",
         "llama4_text",
         "mamba",
         "mamba2",
+        "marian",
+        "mbart",
         "mellum",
         "mimo_v2_flash",
         "minicpm3",
         "minimax_m2",
         "minimax_m3_vl_text",
+        "ministral",
         "ministral3",
         "mistral",
         "mixtral",
@@ -92,19 +109,24 @@ EXACT = frozenset(
         "mpt",
         "nanochat",
         "nemotron",
+        "nemotron_h",
         "olmo",
         "olmo2",
         "olmo3",
         "olmo_hybrid",
         "olmoe",
         "opt",
+        "pegasus",
         "persimmon",
         "phi",
         "phi3",
         "phimoe",
+        "plbart",
         "qwen2",
         "qwen2_moe",
         "qwen3",
+        "qwen3_5",
+        "qwen3_5_moe",
         "qwen3_5_moe_text",
         "qwen3_5_text",
         "qwen3_moe",
@@ -124,6 +146,89 @@ EXACT = frozenset(
     }
 )
 
+_REASONS: dict[str, tuple[str, ...]] = {
+    "an indexer keeps keys of its own beside those of a layer, and chooses which tokens are read": (
+        "axk2",
+        "deepseek_v32",
+        "deepseek_v4",
+        "glm_moe_dsa",
+        "hy_v4",
+    ),
+    "it computes attention inside of its own modules, on a mask of all pairs": (
+        "big_bird",
+        "cpmant",
+        "git",
+        "gpt_neox_japanese",
+        "megatron-bert",
+        "mvp",
+        "rembert",
+        "roformer",
+        "trocr",
+        "xglm",
+    ),
+    "it reads bytes in patches of varying length": ("blt",),
+    "it is an embedding model": ("cohere_compass_text",),
+    "its experts choose their tokens inside of a module of its own": ("dbrx",),
+    "a layer keeps more than one thing: there is one place per layer": (
+        "diffllama",
+        "falcon_h1",
+        "inkling2_text",
+        "inkling_text",
+        "longcat_flash",
+        "zaya",
+    ),
+    "its attention mask depends on values": ("doge",),
+    "it takes images or sound beside text; not verified for text alone": (
+        "dots3_note",
+        "emu3",
+        "gemma4",
+        "gemma4_unified",
+        "got_ocr2",
+        "mllama",
+        "moss_transcribe_diarize",
+        "phi4_multimodal",
+        "whisper",
+    ),
+    "heads differ from layer to layer by a configuration that is not verified": ("dots3_note_text",),
+    "its vision tower needs timm, even for text alone; gemma3n_text runs": ("gemma3n",),
+    "it drafts tokens for another model": (
+        "gemma4_assistant",
+        "gemma4_unified_assistant",
+    ),
+    "not verified": ("gemma4_unified_text",),
+    "it runs its layers again and again, with a cache class of its own": ("hrm_text",),
+    "its experts sort tokens by value inside of a module of its own": ("jetmoe",),
+    "its linear attention needs a cache class of its own": ("minimax",),
+    "it generates codes of sound, not text": (
+        "moshi",
+        "musicgen",
+        "musicgen_melody",
+    ),
+    "it generates without a cache of keys and values": (
+        "openai-gpt",
+        "reformer",
+        "xlm",
+        "xlnet",
+    ),
+    "it predicts several tokens at a time": ("prophetnet",),
+    "not verified: an experimental architecture": (
+        "qwen4_exp",
+        "qwen4_exp_text",
+    ),
+    "its state is kept by a protocol of its own": (
+        "recurrent_gemma",
+        "rwkv",
+        "xlstm",
+    ),
+    "it has to be told a language before it runs": ("xmod",),
+    "layers share modules, so that no layer owns its weights": (
+        "zamba",
+        "zamba2",
+    ),
+}
+REFUSED: dict[str, str] = {name: reason for reason, names in _REASONS.items() for name in names}
+"""Every other causal language model that transformers has, and why it is refused."""
+
 
 class Configuration(Protocol):
     """The part of a transformers configuration that every architecture has."""
@@ -138,8 +243,13 @@ def check_architecture(config: Configuration) -> None:
     Raises:
         UnsupportedModelError: the architecture, or a variant that its configuration asks for, does not.
     """
-    if config.model_type not in EXACT:
+    model_type = config.model_type
+    if model_type in REFUSED:
         raise UnsupportedModelError(
-            f"architecture {config.model_type!r} is not verified to run exactly, so it is refused; "
-            f"this version runs {', '.join(sorted(EXACT))}"
+            f"architecture {model_type!r} is refused: {REFUSED[model_type]}; docs/models.md lists those that run"
+        )
+    if model_type not in EXACT:
+        raise UnsupportedModelError(
+            f"architecture {model_type!r} is not verified to run exactly, so it is refused; "
+            "docs/models.md lists those that run, CONTRIBUTING.md says how to add one"
         )

@@ -69,7 +69,7 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpec:
-    """One layer of the table. Its memory is None where it looks at each token by itself, as a layer of experts alone."""
+    """One layer of the table. Its memory is None where it looks at each token by itself, like experts alone."""
 
     memory: AttentionSpec | StateSpec | None
     experts: ExpertsSpec | None = None

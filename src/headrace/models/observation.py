@@ -1,7 +1,7 @@
 """What each layer keeps and waits for, seen while two tokens pass a model that has shapes but no weights.
 
-Whatever an architecture's configuration calls its heads, windows, states and experts, what reaches attention, mixers and
-experts here is what reaches them when the model runs: nothing is read from the configuration but names and limits.
+Whatever an architecture's configuration calls its heads, windows, states and experts, what reaches attention, mixers
+and experts here is what reaches them when the model runs: of the configuration only names and limits are read.
 """
 
 from __future__ import annotations

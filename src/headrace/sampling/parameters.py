@@ -52,7 +52,8 @@ class SamplingParams:
     """How one request wants its tokens drawn; `None` leaves a field to the model's defaults.
 
     Attributes:
-        n: answers to draw for the prompt.
+        n: answers to give for the prompt.
+        best_of: answers to draw for it, of which the `n` that are likeliest per token are given.
         max_tokens: tokens to generate at most.
         min_tokens: tokens to generate before an EOS or stop token may be drawn.
         temperature: 0 takes the most likely token.
@@ -70,6 +71,7 @@ class SamplingParams:
         ignore_eos: go on after the model's own end tokens.
         seed: the same seed draws the same tokens, whatever else runs.
         logprobs: log-probabilities of each token and of this many most likely ones.
+        prompt_logprobs: the same of the prompt's tokens, all but the first.
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: the form that the answer must have; needs the extra `guided`.
         logits_processors: functions of (ids of the prompt, ids of the answer, float32 logits (V,)) that return the
@@ -80,6 +82,7 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float | None = None
@@ -97,12 +100,14 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, low=1, high=MAX_SAMPLES, optional=False)
+        _check_int("best_of", self.best_of, low=self.n, high=MAX_SAMPLES)
         _check_int("max_tokens", self.max_tokens, low=1)
         _check_int("min_tokens", self.min_tokens, low=0, optional=False)
         _check_float("temperature", self.temperature, high=MAX_TEMPERATURE)
@@ -116,6 +121,7 @@ class SamplingParams:
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("seed", self.seed, low=-(2**63), high=2**64 - 1)
         _check_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
+        _check_int("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
@@ -167,7 +173,8 @@ class SamplingParams:
             if temperature is None:
                 temperature = 1.0 if defaults.do_sample or wants_draws else 0.0
         return ResolvedSampling(
-            n=self.n,
+            n=self.best_of or self.n,
+            num_kept=self.n,
             max_tokens=max_tokens,
             min_tokens=min(self.min_tokens, max_tokens),
             temperature=0.0 if temperature < GREEDY_TEMPERATURE else float(temperature),
@@ -189,6 +196,7 @@ class SamplingParams:
             eos_token_ids=frozenset() if self.ignore_eos else frozenset(defaults.eos_token_ids),
             seed=self.seed,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
             structured_outputs=self.structured_outputs,
             logits_processors=tuple(self.logits_processors),
@@ -248,6 +256,7 @@ class ResolvedSampling:
     """Sampling with nothing left open; made by `SamplingParams.resolve`.
 
     Attributes:
+        n: answers to draw, of which the likeliest `num_kept` are given.
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.
@@ -258,6 +267,7 @@ class ResolvedSampling:
     """
 
     n: int = 1
+    num_kept: int = 1
     max_tokens: int
     min_tokens: int = 0
     temperature: float = 0.0
@@ -275,6 +285,7 @@ class ResolvedSampling:
     eos_token_ids: frozenset[int] = frozenset()
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     logits_processors: tuple[LogitsProcessor, ...] = ()
@@ -288,6 +299,16 @@ class ResolvedSampling:
         """Whether the parameters and the row's tokens change its logits; a form of the answer comes on top."""
         has_penalty = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         return has_penalty or bool(self.logit_bias or self.bad_words or self.logits_processors)
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the log-probability of each token is wanted, or decides which answers are given."""
+        return self.logprobs is not None or self.num_kept < self.n
+
+    @property
+    def depends_on_each_token(self) -> bool:
+        """Whether something has to see each token before the next can be drawn."""
+        return self.structured_outputs is not None or bool(self.logits_processors)
 
     @property
     def ending_token_ids(self) -> frozenset[int]:

@@ -38,6 +38,7 @@ from headrace.units import MIB
 # again, deeper, and at last in full. Every step is decided by the row alone.
 _NUCLEUS_DEPTHS = (64, 512, 4096)
 _DEEPEST = 4096
+_ROWS_SCORED_AT_ONCE = 16
 # More than MAX_LOGPROBS, so that of equals at the end of a list those with lower ids are in it.
 _LOGPROBS_DEPTH = 128
 # A copy in the logits' own dtype, the float32 logits, rows of them that are ranked again, a softmax.
@@ -94,13 +95,23 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
             _mask_endings(loaded, part, num_tokens)
             token_ids[indices], is_finite[indices] = _draw(loaded, part, method)
     logprobs: dict[int, TokenLogprobs] = {}
-    for indices in _parts([i for i, row in enumerate(rows) if row.sampling.logprobs is not None], rows_at_once):
+    for indices in _parts([i for i, row in enumerate(rows) if row.sampling.needs_logprobs], rows_at_once):
         nums_top = [rows[index].sampling.logprobs or 0 for index in indices]
         found = _logprobs(_load(logits, indices), token_ids[indices], nums_top, num_tokens)
         logprobs.update(zip(indices, found, strict=True))
     return [
         SampledToken(token_id=token_id, logprob=logprobs.get(index), is_finite=finite, error=errors.get(index))
         for index, (token_id, finite) in enumerate(zip(token_ids.tolist(), is_finite.tolist(), strict=True))
+    ]
+
+
+def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """Returns how likely each of `token_ids` is by its row of `logits` (T, V), with the `num_top` likeliest."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    return [
+        entry
+        for rows in _parts(list(range(len(ids))), _ROWS_SCORED_AT_ONCE)
+        for entry in _logprobs(_load(logits, rows), ids[rows], [num_top] * len(rows), logits.shape[1])
     ]
 
 

@@ -62,8 +62,8 @@ class SweepDraft:
     def reach(self, sequence: Sequence, start: int, limit: int) -> int:
         """Returns where a chunk of a sequence that begins at `start` ends, at `limit` at the latest.
 
-        A micro-batch takes so many tokens, and a sweep the logits of so many: tokens of a prompt that is scored, and the
-        last token that a sequence knows.
+        A micro-batch takes so many tokens, and a sweep the logits of so many: tokens of a prompt that is scored, and
+        the last token that a sequence knows.
         """
         if sequence in self._decoding:
             return limit

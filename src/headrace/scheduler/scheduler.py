@@ -193,6 +193,8 @@ class Scheduler:
             share = -(-(room - num_guessed) // (len(decoding) - index))
             if share < 1:
                 break
+            if not sequence.guesses:
+                continue
             most = min(
                 share,
                 sequence.max_tokens - sequence.num_output_tokens - 1,
@@ -243,7 +245,8 @@ class Scheduler:
 
     def _admit(self, draft: SweepDraft, sequence: Sequence) -> bool:
         """Adds a sequence if its known tokens fit into the cache; whoever is alone is always admitted."""
-        hit = self._cache.begin(sequence.sequence_id, sequence.token_ids, sequence.salt)
+        salt = f"{sequence.salt} scored {sequence.sequence_id}" if sequence.num_to_score else sequence.salt
+        hit = self._cache.begin(sequence.sequence_id, sequence.token_ids, salt)
         # Those that run need a block every `block_tokens` sweeps. Room for their next few sweeps is left, or else the
         # newcomer would soon be preempted for them.
         num_spare = -(-len(self._running) // 4)

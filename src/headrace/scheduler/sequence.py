@@ -34,6 +34,7 @@ class Sequence:
         stop_ids: tokens that end the generation, end-of-sequence tokens included.
         salt: sequences of different salt share no KV (adapter, KV codec).
         scores_prompt: the logits of its prompt are wanted; it shares no KV then, which would leave them out.
+        guesses: whether its next tokens may be guessed, for as long as that is room for.
 
         token_ids: all known tokens: the prompt, then what was generated, a stop token included.
         num_computed: leading tokens whose KV or state is committed.
@@ -54,6 +55,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     salt: str = ""
     scores_prompt: bool = False
+    guesses: bool = True
 
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)

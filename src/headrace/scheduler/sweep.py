@@ -55,6 +55,11 @@ class Chunk:
         return len(self.token_ids)
 
     @property
+    def guess(self) -> tuple[int, ...]:
+        """The last tokens, those that are a guess."""
+        return self.token_ids[len(self.token_ids) - self.num_guessed :]
+
+    @property
     def num_logits(self) -> int:
         """Of how many of its last tokens the logits are wanted."""
         return self.num_tokens if self.scores else self.samples * (1 + self.num_guessed)

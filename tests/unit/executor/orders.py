@@ -6,8 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from headrace.executor.executor import Executor, Sampler
-from headrace.sampling.tokens import SampledToken
+from headrace.executor.executor import Executor, Sampled, Sampler
 from headrace.schedule.steps import Point, Resume, Step
 from headrace.scheduler.sweep import Chunk, MicroBatch, Sweep
 
@@ -49,7 +48,7 @@ class Regrouped:
     executor: Executor
     draw: random.Random
 
-    def run(self, sweep: Sweep, sampler: Sampler) -> dict[int, SampledToken]:
+    def run(self, sweep: Sweep, sampler: Sampler) -> Sampled:
         chunks = [chunk for micro_batch in sweep.micro_batches for chunk in micro_batch.chunks]
         hands: dict[int, list[Chunk]] = {}
         hand_of: dict[int, int] = {}

@@ -22,14 +22,13 @@ from headrace.engine.requests import GenerationRequest
 from headrace.errors import SweepError
 from headrace.executor import executor as executor_module
 from headrace.executor.contexts import ContextBuilder
-from headrace.executor.executor import Schedule
+from headrace.executor.executor import Sampled, Schedule
 from headrace.models.coroutine import Coroutine
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.takeover import EngineModel
-from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, PointKind, Resume, Step, sweep_steps
-from headrace.scheduler.sweep import MicroBatch
+from headrace.scheduler.sweep import Chunk, MicroBatch
 from tests.parity.harness import (
     ALL_KINDS,
     Row,
@@ -277,7 +276,7 @@ def test_a_failing_schedule_starts_no_micro_batch(
 
 
 def test_a_failing_sampler_fails_the_sweep(coroutines: list[Coroutine[MicroBatchContext, Tensor]]) -> None:
-    def breaking(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
+    def breaking(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
         raise InjectedError("injected into the sampler")
 
     threads = set(threading.enumerate())

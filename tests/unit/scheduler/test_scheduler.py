@@ -64,7 +64,7 @@ def spans(sweep: Sweep) -> list[list[tuple[int, int, int]]]:
 def run(scheduler: Scheduler, token_id: int = 9) -> list[list[tuple[int, int, int]]]:
     """Commits the next sweep with one and the same token for all, and returns its spans."""
     sweep = next_sweep(scheduler)
-    scheduler.commit(sweep, {chunk.sequence_id: token_id for chunk in chunks(sweep) if chunk.samples})
+    scheduler.commit(sweep, {chunk.sequence_id: [token_id] for chunk in chunks(sweep) if chunk.samples})
     return spans(sweep)
 
 
@@ -109,7 +109,7 @@ def test_a_long_prompt_runs_in_chunks_and_samples_with_the_last() -> None:
     while not sequence.num_output_tokens:
         sweep = next_sweep(scheduler)
         samples += [chunk.samples for chunk in chunks(sweep)]
-        scheduler.commit(sweep, {0: 9})
+        scheduler.commit(sweep, {0: [9]})
     assert samples == [False, False, True]
 
 
@@ -240,7 +240,7 @@ def test_blocks_go_down_in_the_sweep_that_takes_them() -> None:
     add(scheduler, 0, 7, max_tokens=8)
     young = add(scheduler, 1, 6)
     while not (sweep := next_sweep(scheduler)).moves_down:
-        scheduler.commit(sweep, {chunk.sequence_id: 9 for chunk in chunks(sweep)})
+        scheduler.commit(sweep, {chunk.sequence_id: [9] for chunk in chunks(sweep)})
     (chunk,) = chunks(sweep)
     assert young.status is Status.WAITING
     assert chunk.block_tables[0][-1] in {move.block for move in sweep.moves_down}
@@ -284,7 +284,7 @@ def test_one_sequence_less_runs_from_the_next_sweep_on() -> None:
     assert scheduler.run_one_less()
     sweep = next_sweep(scheduler)
     assert spans(sweep) == [[(0, 4, 5), (1, 4, 5)]] and len(sweep.moves_down) == 1
-    scheduler.commit(sweep, {0: 9, 1: 9})
+    scheduler.commit(sweep, {0: [9], 1: [9]})
     assert run(scheduler) == [[(0, 5, 6), (1, 5, 6)]]
     assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_moved_down) == (2, 1, 1)
     assert scheduler.limits.max_num_seqs == 2

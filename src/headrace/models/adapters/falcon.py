@@ -18,8 +18,8 @@ def adapt(module: ForeignModule) -> bool:
         return False
     slopes = None
     if module.config.alibi:
-        # transformers multiplies slopes and positions in bfloat16, then scales with the scores: all exact here where the
-        # scale is a power of two, as it is in every Falcon with ALiBi (64 numbers per head).
+        # transformers multiplies slopes and positions in bfloat16, then scales with the scores: all exact here where
+        # the scale is a power of two, as it is in every Falcon with ALiBi (64 numbers per head).
         slopes = (alibi_slopes(module.num_heads, torch.device("cpu")) * module.inv_norm_factor).bfloat16()
     module.headrace_rule = AttentionRule(scale=module.inv_norm_factor, slopes=slopes)
     module.forward = MethodType(_forward, module)

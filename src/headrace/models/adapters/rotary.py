@@ -1,7 +1,7 @@
-"""Rotary frequencies that depend on how long a row is (long-RoPE, dynamic NTK), for each row of a micro-batch by itself.
+"""Rotary frequencies that depend on how long a row is (long-RoPE, dynamic NTK), for each row by itself.
 
-transformers takes the largest position of a call for the length of all of it. So the tokens whose rows are of one length
-go through the module's own code together, with one more position that says how long that is.
+transformers takes the largest position of a call for the length of all of it. So the tokens whose rows are of one
+length go through the module's own code together, with one more position that says how long that is.
 """
 
 from __future__ import annotations
