@@ -318,6 +318,7 @@ _GEMMA4_PARTS: dict[str, Any] = {
 }
 FURTHER_CONFIGS |= {
     "gemma4": {"model_type": "gemma4", **_GEMMA4_PARTS},
+    "gemma4_unified_text": {**FURTHER_CONFIGS["gemma4_text"], "model_type": "gemma4_unified_text"},
 }
 
 CONFIGS = TINY_CONFIGS | MANY_EXPERTS | FURTHER_CONFIGS

@@ -1,7 +1,7 @@
-"""Which architectures run exactly. Torch-free.
+"""Which architectures run exactly, and why the others do not. Torch-free.
 
-A type is here once the parity tests have shown that its tokens are those of transformers' `generate`, however rows run
-together (`tests/parity/test_families.py`, tiny models of `tests/tiny_models.py`); everything else is refused by name.
+A type is exact once `tests/parity/test_all_types.py` has shown that its tokens are those of transformers' `generate`,
+however rows run together, on a tiny model of `tests/tiny_types.py`. docs/models.md is written from that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ EXACT = frozenset(
         "gemma3",
         "gemma3_text",
         "gemma3n_text",
+        "gemma4",
         "gemma4_text",
+        "gemma4_unified_text",
         "glm",
         "glm4",
         "glm4_moe",
@@ -181,7 +183,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "it takes images or sound beside text; not verified for text alone": (
         "dots3_note",
         "emu3",
-        "gemma4",
         "gemma4_unified",
         "got_ocr2",
         "mllama",
@@ -195,7 +196,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
         "gemma4_assistant",
         "gemma4_unified_assistant",
     ),
-    "not verified": ("gemma4_unified_text",),
     "it runs its layers again and again, with a cache class of its own": ("hrm_text",),
     "its experts sort tokens by value inside of a module of its own": ("jetmoe",),
     "its linear attention needs a cache class of its own": ("minimax",),

@@ -116,8 +116,8 @@ class SamplingParams:
         _check_float("min_p", self.min_p, high=1.0)
         _check_float("typical_p", self.typical_p, low=_SMALLEST, high=1.0)
         _check_float("repetition_penalty", self.repetition_penalty, low=_SMALLEST, high=MAX_REPETITION_PENALTY)
-        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0, optional=False)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0, optional=False)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("seed", self.seed, low=-(2**63), high=2**64 - 1)
         _check_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
@@ -336,8 +336,8 @@ def _check_int(name: str, value: object, *, low: int, high: int | None = None, o
         _refuse(name, value, f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}")
 
 
-def _check_float(name: str, value: object, *, low: float = 0.0, high: float) -> None:
-    if value is None:
+def _check_float(name: str, value: object, *, low: float = 0.0, high: float, optional: bool = True) -> None:
+    if value is None and optional:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]

@@ -112,8 +112,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
     ("key", "neutral", "other"),
     [
         ("stream", False, True),
-        ("best_of", 1, 4),
-        ("best_of", 1, True),
+        ("num_beams", 1, 4),
+        ("num_beams", 1, True),
+        ("use_beam_search", False, True),
         ("echo", False, True),
         ("tools", [], [{"type": "function"}]),
         ("stream_options", None, {"include_usage": True}),
@@ -131,6 +132,8 @@ def test_penalties_biases_and_words_to_avoid_are_read() -> None:
         "frequency_penalty": -1,
         "repetition_penalty": 1.1,
         "typical_p": 0.9,
+        "best_of": 3,
+        "prompt_logprobs": 2,
         "logit_bias": {"5": -100},
         "bad_words": ["no", [1, 2]],
     }
@@ -139,6 +142,8 @@ def test_penalties_biases_and_words_to_avoid_are_read() -> None:
         frequency_penalty=-1,
         repetition_penalty=1.1,
         typical_p=0.9,
+        best_of=3,
+        prompt_logprobs=2,
         logit_bias={5: -100},
         bad_words=["no", [1, 2]],
     )

@@ -30,6 +30,8 @@ def resolve(params: SamplingParams, defaults: GenerationDefaults | None = None, 
         ("top_p", 1.1),
         ("top_k", -2),
         ("min_p", math.inf),
+        ("best_of", 0),
+        ("prompt_logprobs", MAX_LOGPROBS + 1),
         ("typical_p", 0),
         ("typical_p", 1.5),
         ("repetition_penalty", 0),
@@ -196,3 +198,12 @@ def test_a_bad_word_is_ruled_out_in_every_form_that_it_may_come_in() -> None:
 def test_a_generation_config_with_a_value_that_cannot_be_is_a_corrupt_checkpoint(key: str, value: object) -> None:
     with pytest.raises(CorruptCheckpointError, match=f"generation_config.json: {key}"):
         GenerationDefaults.from_json({key: value})
+
+
+def test_of_more_answers_the_best_are_given() -> None:
+    resolved = resolve(SamplingParams(n=2, best_of=5, seed=0))
+    assert (resolved.n, resolved.num_kept, resolved.needs_logprobs) == (5, 2, True)
+    resolved = resolve(SamplingParams(n=2))
+    assert (resolved.n, resolved.num_kept, resolved.needs_logprobs) == (2, 2, False)
+    with pytest.raises(RequestError, match="best_of is 2; expected an integer from 3"):
+        SamplingParams(n=3, best_of=2)

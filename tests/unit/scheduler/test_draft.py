@@ -16,21 +16,21 @@ def make_chunk(sequence: Sequence, num_tokens: int) -> Chunk:
 
 
 def test_tokens_of_those_that_decode_are_set_aside() -> None:
-    draft = SweepDraft(LIMITS, decoding={DECODING}, num_wanted=100)
-    assert (draft.room_for(DECODING), draft.room_for(PREFILLING), draft.room_in_micro_batch()) == (1, 9, 5)
+    draft = SweepDraft(LIMITS, decoding={DECODING: ()}, num_wanted=100)
+    assert (draft.room_for(DECODING), draft.room_for(PREFILLING), draft.reach(PREFILLING, 0, 20)) == (1, 9, 5)
 
 
 def test_room_shrinks_with_every_chunk() -> None:
-    draft = SweepDraft(LIMITS, decoding={DECODING}, num_wanted=100)
+    draft = SweepDraft(LIMITS, decoding={DECODING: ()}, num_wanted=100)
     draft.add(PREFILLING, make_chunk(PREFILLING, 5))
-    assert (draft.room_for(PREFILLING), draft.room_in_micro_batch(), draft.has_room_to_prefill) == (4, 6, True)
+    assert (draft.room_for(PREFILLING), draft.reach(PREFILLING, 0, 20), draft.has_room_to_admit) == (4, 6, True)
     draft.add(PREFILLING, make_chunk(PREFILLING, 4))
     draft.add(DECODING, make_chunk(DECODING, 1))
-    assert (draft.room_for(PREFILLING), draft.room_for(DECODING), draft.has_room_to_prefill) == (0, 0, False)
+    assert (draft.room_for(PREFILLING), draft.room_for(DECODING), draft.has_room_to_admit) == (0, 0, False)
 
 
 def test_those_that_decode_come_first_whenever_they_are_added() -> None:
-    draft = SweepDraft(LIMITS, decoding={DECODING}, num_wanted=100)
+    draft = SweepDraft(LIMITS, decoding={DECODING: ()}, num_wanted=100)
     prefill, decode = make_chunk(PREFILLING, 5), make_chunk(DECODING, 1)
     draft.add(PREFILLING, prefill)
     draft.add(DECODING, decode)
@@ -40,4 +40,4 @@ def test_those_that_decode_come_first_whenever_they_are_added() -> None:
 
 
 def test_a_draft_without_chunks_is_no_sweep() -> None:
-    assert SweepDraft(LIMITS, decoding=(), num_wanted=0).build(0) is None
+    assert SweepDraft(LIMITS, decoding={}, num_wanted=0).build(0) is None
