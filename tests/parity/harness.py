@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice, takewhile
 from typing import Protocol, cast
 
 import torch
@@ -70,6 +71,7 @@ class Shape:
     block_tokens: int = 32
     shares_prefixes: bool = True
     scarce: bool = False
+    guessing_tokens: int = 0
     waits: frozenset[PointKind] = ALL_KINDS
     products: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -151,6 +153,7 @@ def make_rig(
         max_num_batched_tokens=shape.sweep_tokens,
         max_micro_batch_tokens=shape.sweep_tokens,
         num_micro_batches=shape.num_micro_batches,
+        guessing_tokens=shape.guessing_tokens,
     )
     pools = build_pools(table, num_blocks, shape.block_tokens, dtype, device)
     contexts = ContextBuilder(
@@ -198,9 +201,16 @@ def _num_blocks(group: KVGroup, shape: Shape) -> int:
 
 
 def greedy(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
-    """Takes the most likely token of each row."""
-    ids = logits.argmax(-1).tolist()
-    return {chunk.sequence_id: (SampledToken(token_id=token_id),) for chunk, token_id in zip(chunks, ids, strict=True)}
+    """Takes the most likely token after each row, and after those guesses that were right."""
+    likeliest = iter(logits.argmax(-1).tolist())
+    sampled = {}
+    for chunk in chunks:
+        token_ids = list(islice(likeliest, chunk.num_logits))
+        num_right = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chunk.guess, token_ids, strict=False))
+        )
+        sampled[chunk.sequence_id] = [SampledToken(token_id=token_id) for token_id in token_ids[: num_right + 1]]
+    return sampled
 
 
 @cache

@@ -17,9 +17,17 @@ from tests.properties.toy_model import CACHES, ToyModel
 
 TOKENS = st.integers(0, 2)  # few, so that sequences agree by chance
 STOP = 2
+
+
+def make_limits(*, max_num_seqs: int, num_spare_logits: int, **others: int) -> SweepLimits:
+    return SweepLimits(max_num_seqs=max_num_seqs, max_num_logits=max_num_seqs + num_spare_logits, **others)
+
+
 LIMITS = st.builds(
-    SweepLimits,
+    make_limits,
     max_num_seqs=st.integers(1, 6),
+    num_spare_logits=st.sampled_from([0, 1, 3, 100]),
+    guessing_tokens=st.sampled_from([0, 5, 12, 100]),
     max_num_batched_tokens=st.integers(1, 40),
     filling_tokens=st.one_of(st.integers(1, 40), st.just(sys.maxsize)),
     max_micro_batch_tokens=st.integers(1, 20),
@@ -34,7 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         cache=st.sampled_from(sorted(CACHES)),
-        block_tokens=st.sampled_from([1, 2, 4]),
+        block_tokens=st.sampled_from([1, 2, 4, 8, 8]),
         num_blocks=st.lists(st.integers(2, 24), min_size=3, max_size=3),
         limits=LIMITS,
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
@@ -66,6 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.alive: dict[int, Sequence] = {}
         self.num_added = 0
         self.num_sampled = 0
+        self.scored: dict[int, set[int]] = {}
 
     @rule(
         prompt=st.lists(TOKENS, min_size=1, max_size=30),
@@ -73,10 +82,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         min_tokens=st.integers(0, 3),
         salt=st.sampled_from(["", "", "adapter"]),
+        scores_prompt=st.sampled_from([False, False, True]),
         target=sequences,
     )
-    def add_new(self, prompt: list[int], num_samples: int, max_tokens: int, min_tokens: int, salt: str) -> Sequence:
-        return self._add(prompt, num_samples, max_tokens, min_tokens, salt)
+    def add_new(
+        self, prompt: list[int], num_samples: int, max_tokens: int, min_tokens: int, salt: str, scores_prompt: bool
+    ) -> Sequence:
+        return self._add(prompt, num_samples, max_tokens, min_tokens, salt, scores_prompt)
 
     @rule(
         earlier=sequences,
@@ -88,7 +100,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add_with_known_prefix(self, earlier: Sequence, num_kept: int, suffix: list[int], max_tokens: int) -> Sequence:
         return self._add([*earlier.token_ids[:num_kept], *suffix], 1, max_tokens, 0, earlier.salt)
 
-    def _add(self, prompt: list[int], num_samples: int, max_tokens: int, min_tokens: int, salt: str) -> Sequence:
+    def _add(
+        self,
+        prompt: list[int],
+        num_samples: int,
+        max_tokens: int,
+        min_tokens: int,
+        salt: str,
+        scores_prompt: bool = False,
+    ) -> Sequence:
         for sample_index in range(num_samples):
             sequence = Sequence(
                 sequence_id=self.num_added,
@@ -99,6 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 min_tokens=min_tokens,
                 stop_ids=frozenset({STOP}),
                 salt=salt,
+                scores_prompt=scores_prompt and sample_index == 0,
             )
             self.num_added += 1
             self.alive[sequence.sequence_id] = sequence
@@ -164,9 +185,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         sampled = {}
         for micro_batch in sweep.micro_batches:
             for chunk in micro_batch.chunks:
+                if chunk.scores:
+                    self.scored.setdefault(chunk.sequence_id, set()).update(range(chunk.start, chunk.stop))
                 if chunk.samples:
                     self.num_sampled += 1
-                    sampled[chunk.sequence_id] = [draws[self.num_sampled % len(draws)]]
+                    drawn, num_right = draws[self.num_sampled % len(draws)], self.num_sampled % (1 + chunk.num_guessed)
+                    sampled[chunk.sequence_id] = [*chunk.guess[:num_right], drawn]
         before = {number: sequence.num_output_tokens for number, sequence in self.alive.items()}
         for sequence in self.scheduler.commit(sweep, sampled):
             assert sequence.finish_reason in ("stop", "length")
@@ -174,8 +198,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sequence.num_output_tokens <= sequence.max_tokens
             del self.alive[sequence.sequence_id]
         for number, sequence in self.alive.items():
-            assert sequence.num_output_tokens == before[number] + (number in sampled)
+            assert sequence.num_output_tokens == before[number] + len(sampled.get(number, ()))
             assert sequence.finish_reason is None
+            if sequence.scores_prompt and sequence.num_output_tokens:
+                assert self.scored.get(number, set()) >= set(range(len(sequence.prompt_ids) - 1))
         self._forget_rejected()
 
     def _next_sweep(self) -> Sweep | None:
@@ -188,12 +214,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sweep.num_tokens <= limits.max_num_batched_tokens
         assert all(0 < micro_batch.num_tokens <= limits.max_micro_batch_tokens for micro_batch in sweep.micro_batches)
         assert len({chunk.sequence_id for chunk in chunks}) <= limits.max_num_seqs
+        assert sum(chunk.num_logits for chunk in chunks) <= limits.max_num_logits
+        assert sum(chunk.num_guessed for chunk in chunks) <= limits.guessing_tokens
         assert oldest is not None and oldest.sequence_id in {chunk.sequence_id for chunk in chunks}
         next_start = {number: sequence.num_computed for number, sequence in self.alive.items()}
         for chunk in chunks:
             assert chunk.start == next_start[chunk.sequence_id], "the chunks of a sequence follow one another"
             next_start[chunk.sequence_id] = chunk.stop
-            assert chunk.samples == (chunk.stop == self.alive[chunk.sequence_id].num_tokens)
+            assert chunk.samples == (chunk.stop - chunk.num_guessed == self.alive[chunk.sequence_id].num_tokens)
+            assert chunk.samples or not chunk.num_guessed
         return sweep
 
     def _forget_rejected(self) -> None:

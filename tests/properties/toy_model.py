@@ -44,7 +44,7 @@ class ToyModel:
         self._copy(sweep.copies)
         for micro_batch in sweep.micro_batches:
             for chunk in micro_batch.chunks:
-                known = tuple(tokens[chunk.sequence_id])
+                known = (*tokens[chunk.sequence_id], *chunk.guess)
                 assert chunk.token_ids == known[chunk.start : chunk.stop]
                 for group, table in zip(self._groups, chunk.block_tables, strict=True):
                     self._compute(group, table, chunk, known)

@@ -29,6 +29,7 @@ _MODEL_OPTIONS = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "speculate",
     "chat_template",
     "trace",
     "seed",
@@ -76,6 +77,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
     group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")
     group.add_argument("--max-num-batched-tokens", type=whole_number(1), metavar="N", help="tokens of one sweep")
+    group.add_argument(
+        "--no-speculation",
+        dest="speculate",
+        action="store_false",
+        help="compute no guesses of what follows, as is done while sweeps wait for weights; it changes no token",
+    )
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template in place of the model's own")
     group.add_argument(
         "--trace",

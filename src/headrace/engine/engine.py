@@ -63,6 +63,7 @@ class Engine:
         seed: from which requests without a seed of their own get one.
         speed: what the engine was measured to do so far.
         filling: how large sweeps hide the reading of their weights; None where all weights stay.
+        speculate: tokens are guessed where computing them costs no time.
         salt: keeps apart what rows of so many prompt tokens leave in the prefix cache.
         give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
@@ -79,6 +80,7 @@ class Engine:
     seed: int
     speed: SweepSpeed = field(default_factory=SweepSpeed)
     filling: Filling | None = None
+    speculate: bool = True
     salt: Callable[[int], str] = lambda num_prompt_tokens: ""
     give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
@@ -189,7 +191,11 @@ class Engine:
         self.speed.note(sweep.num_tokens, seconds)
         if self.filling is not None:
             self.filling.note(sweep.num_tokens, seconds)
-            self.scheduler.limits = replace(self.scheduler.limits, filling_tokens=self.filling.num_tokens)
+            self.scheduler.limits = replace(
+                self.scheduler.limits,
+                filling_tokens=self.filling.num_tokens,
+                guessing_tokens=self.filling.hidden_tokens if self.speculate else 0,
+            )
         return tokens
 
     @property
@@ -331,6 +337,7 @@ class Engine:
             max_num_batched_tokens=smaller,
             max_micro_batch_tokens=min(limits.max_micro_batch_tokens, smaller),
             max_num_seqs=min(limits.max_num_seqs, smaller),
+            max_num_logits=min(limits.max_num_logits, smaller),
         )
 
     def _shrink_kv(self) -> None:

@@ -214,6 +214,7 @@ def _assemble(
     below, filling = division.kv, _filling(placed, division, cache, sweep, options)
     limits = SweepLimits(
         max_num_seqs=sweep.max_num_seqs,
+        max_num_logits=sweep.max_num_logits,
         max_num_batched_tokens=sweep.max_num_batched_tokens,
         max_micro_batch_tokens=sweep.micro_batch_tokens,
         num_micro_batches=options.num_micro_batches,
@@ -255,6 +256,7 @@ def _assemble(
         seed=options.seed,
         speed=speed,
         filling=filling,
+        speculate=options.speculate,
         salt=placed.model.table.salt,
         give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )

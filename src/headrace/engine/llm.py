@@ -51,6 +51,7 @@ class LLM:
         num_micro_batches: int = 1,
         seed: int = 0,
         enable_prefix_caching: bool = True,
+        speculate: bool = True,
         typical_row_tokens: int | None = None,
         expected_rows: int | None = None,
         weights_on_device: float | None = None,
@@ -88,6 +89,8 @@ class LLM:
             num_micro_batches: parts in which a sweep runs; more than one changes no token and needs less memory.
             seed: from which requests without a seed get theirs.
             enable_prefix_caching: share the KV of equal beginnings.
+            speculate: where sweeps wait for weights, guess tokens from the row's own text and verify them in the same
+                sweep; it changes no token.
             typical_row_tokens: what a row has at the end, prompt and answer, for the division of memory; no limit.
             expected_rows: how many there will be, where that is known, for the same; more are answered, too, but no
                 more run at a time.
@@ -128,6 +131,7 @@ class LLM:
                 num_micro_batches=num_micro_batches,
                 seed=seed,
                 enable_prefix_caching=enable_prefix_caching,
+                speculate=speculate,
                 typical_row_tokens=typical_row_tokens,
                 expected_rows=expected_rows,
                 weights_on_device=weights_on_device,

@@ -36,6 +36,8 @@ _ACTIVATION_SHARE = 1 / 3
 _WAITING_SHARE = 1 / 8
 """Of what is free then, for activations that wait on the device: rows in flight, and their KV, matter more."""
 _SAMPLING_BYTES = 32 * MIB
+_SPARE_LOGITS = 32
+"""Of tokens that are guessed while weights are read."""
 
 Probe = Callable[[int, int], ActivationPeak]
 """(tokens of a sweep, sampled rows) -> bytes to reserve."""
@@ -60,12 +62,14 @@ class SweepPlan:
 
     Attributes:
         context_tokens: the longest row that it was measured for.
+        max_num_logits: tokens whose logits it computes: one of every row, and some more where guesses may pay.
         micro_batch_tokens: what runs at a time; other tokens of a sweep wait, and keep what goes on to a next layer.
         below: where they keep that, if not on the device.
     """
 
     context_tokens: int
     max_num_seqs: int
+    max_num_logits: int
     max_num_batched_tokens: int
     micro_batch_tokens: int
     activation_bytes: int
@@ -131,7 +135,8 @@ def plan_sweep(
     wanted_context, least_context = _wanted_context(table, options), needed_context(table, options)
     smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
     useful_context = max(least_context, min(wanted_context, TYPICAL_TOKENS))
-    micro_batch, num_seqs, measured = _choose_sweep(budget, options, probe, useful_context)
+    num_spare = _SPARE_LOGITS if is_streamed and options.speculate else 0
+    micro_batch, num_seqs, num_logits, measured = _choose_sweep(budget, options, probe, useful_context, num_spare)
     room = int(_ACTIVATION_SHARE * budget.free_bytes) - measured.sweep_bytes
     longest = smallest.longest_sequence(int((1 - _ACTIVATION_SHARE) * budget.free_bytes), wanted_context)
     context = max(least_context, min(longest, int(room / measured.bytes_per_position)))
@@ -157,6 +162,7 @@ def plan_sweep(
     return SweepPlan(
         context_tokens=context,
         max_num_seqs=num_seqs,
+        max_num_logits=num_logits,
         max_num_batched_tokens=num_tokens,
         micro_batch_tokens=micro_batch,
         activation_bytes=peak,
@@ -287,9 +293,9 @@ def _wanted_context(table: LayerTable, options: EngineOptions) -> int:
 
 
 def _choose_sweep(
-    budget: Budget, options: EngineOptions, probe: Probe, context: int
-) -> tuple[int, int, ActivationPeak]:
-    """Returns tokens and rows of the largest sweep whose activations leave room for KV, and what they take.
+    budget: Budget, options: EngineOptions, probe: Probe, context: int, num_spare_logits: int
+) -> tuple[int, int, int, ActivationPeak]:
+    """Returns tokens, rows and logits of the largest sweep whose activations leave room for KV, and what they take.
 
     Sizes are tried from the smallest up, none of which could take more than there is: what a sweep takes grows at most
     in proportion to its tokens.
@@ -297,12 +303,13 @@ def _choose_sweep(
     wanted_tokens = options.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
     wanted_seqs = options.max_num_seqs or min(DEFAULT_NUM_SEQS, options.expected_rows or DEFAULT_NUM_SEQS)
     room = int(_ACTIVATION_SHARE * budget.free_bytes)
+    wanted_logits = wanted_seqs + min(wanted_seqs, num_spare_logits)
     num_tokens = min(SMALLEST_SWEEP_TOKENS, wanted_tokens)
-    peak = probe(num_tokens, min(num_tokens, wanted_seqs))
+    peak = probe(num_tokens, min(num_tokens, wanted_logits))
     while num_tokens < wanted_tokens and 2 * peak.at(context) <= budget.free_bytes:
         larger = min(wanted_tokens, num_tokens * max(2, room // max(1, peak.at(context))))
-        larger_peak = probe(larger, min(larger, wanted_seqs))
+        larger_peak = probe(larger, min(larger, wanted_logits))
         if larger_peak.at(context) > room:
             break
         num_tokens, peak = larger, larger_peak
-    return num_tokens, min(num_tokens, wanted_seqs), peak
+    return num_tokens, min(num_tokens, wanted_seqs), min(num_tokens, wanted_logits), peak

@@ -30,6 +30,7 @@ class EngineOptions:
     num_micro_batches: int = 1
     seed: int = 0
     enable_prefix_caching: bool = True
+    speculate: bool = True
     typical_row_tokens: int | None = None
     expected_rows: int | None = None
     weights_on_device: float | None = None

@@ -45,6 +45,11 @@ class Filling:
         wanted = int(_MARGIN * self._num_tokens)
         return sys.maxsize if wanted < LEAST_TOKENS or wanted <= self._num_rows else wanted
 
+    @property
+    def hidden_tokens(self) -> int:
+        """What any sweep may compute without taking longer than its weights do."""
+        return int(self._num_tokens)
+
     def note(self, num_tokens: int, seconds: float) -> None:
         """Learns from a sweep that has just run. Much smaller and much larger ones compute at other rates."""
         now, before = self._streamed(), self._before
