@@ -16,7 +16,6 @@ from headrace.errors import (
     WeightMismatchError,
 )
 from tests.checkpoint_faults.fault import (
-    AGAIN,
     INDEX,
     NORM,
     QUERY,
@@ -110,14 +109,14 @@ def a_header_that_is_nested_without_end(folder: Path) -> None:
     write_header(folder / WEIGHTS, b'{"a":' + b"[" * 200_000, b"")
 
 
-@fault("single", CorruptCheckpointError, WEIGHTS, f"{QUERY} twice")
+@fault("single", CorruptCheckpointError, WEIGHTS, f"{QUERY[-10:]}. twice")
 def a_header_that_names_a_tensor_twice(folder: Path) -> None:
     header, data = read_header(folder / WEIGHTS)
     text = json.dumps(header)
     write_header(folder / WEIGHTS, (text[:-1] + f', "{QUERY}": {json.dumps(header[QUERY])}}}').encode(), data)
 
 
-@fault("single", CorruptCheckpointError, WEIGHTS, "last twice")
+@fault("single", CorruptCheckpointError, WEIGHTS, "'last' twice")
 def a_header_of_a_hundred_thousand_names_of_which_two_are_equal(folder: Path) -> None:
     empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     names = [*map(str, range(100_000)), "last", "last"]
@@ -146,7 +145,7 @@ def a_header_with_a_dtype_of_the_same_width(folder: Path) -> None:
     change_entry(folder / WEIGHTS, QUERY, dtype="I32")
 
 
-@fault("single", CorruptCheckpointError, WEIGHTS, f"tensor {QUERY}.*negative")
+@fault("single", CorruptCheckpointError, WEIGHTS, f"tensor {QUERY}: shape .*-64.* cannot be")
 def a_header_with_a_negative_size(folder: Path) -> None:
     change_entry(folder / WEIGHTS, QUERY, shape=[-64, -64])
 
@@ -156,7 +155,7 @@ def a_header_with_sizes_beyond_any_disk(folder: Path) -> None:
     change_entry(folder / WEIGHTS, QUERY, shape=[2**62, 2**62, 0])
 
 
-@fault("single", CorruptCheckpointError, WEIGHTS, f"tensor {QUERY}.*too large")
+@fault("single", CorruptCheckpointError, WEIGHTS, f"tensor {QUERY}: shape .* cannot be")
 def a_header_with_sizes_of_thousands_of_digits(folder: Path) -> None:
     change_entry(folder / WEIGHTS, QUERY, shape=[10**4000] * 1000)
 
@@ -276,7 +275,7 @@ def an_index_that_leads_out_of_the_folder(folder: Path) -> None:
     change_index(folder, QUERY, "../secret.safetensors")
 
 
-@fault("sharded", CorruptCheckpointError, INDEX, "outside the checkpoint's folder|names the index itself")
+@fault("sharded", CorruptCheckpointError, INDEX, "expected the name of a .safetensors file")
 def an_index_that_names_itself(folder: Path) -> None:
     change_index(folder, QUERY, INDEX)
 
@@ -313,7 +312,7 @@ def a_missing_shard(folder: Path) -> None:
     next(folder.glob("model-00002-of-*")).unlink()
 
 
-@fault("sharded", CheckpointNotFoundError, "model-00002-of-", "shards 2 of", AGAIN)
+@fault("sharded", CheckpointNotFoundError, "model-00001-of-", "shards 2 of")
 def a_missing_shard_and_a_missing_index(folder: Path) -> None:
     (folder / INDEX).unlink()
     next(folder.glob("model-00002-of-*")).unlink()

@@ -26,7 +26,13 @@ GENERATION = "generation_config.json"
 WORDS = "tokenizer.json"
 WORDS_CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
-CORRECT = "download|copy|correct"
+CODE_FILE = "made-by-the-model"
+CORRECT = "download|copy|correct|put the value right"
+
+
+def write_code(folder: Path) -> None:
+    """Writes a module that leaves a trace when it is imported."""
+    (folder / "evil.py").write_text(f"open({str(folder / CODE_FILE)!r}, 'w').close()\n")
 
 
 @fault("single", CheckpointNotFoundError, CONFIG, "no config.json", "expected a Hugging Face checkpoint")
@@ -101,7 +107,7 @@ def an_architecture_of_the_future(folder: Path) -> None:
 
 @fault("single", UnsupportedModelError, CONFIG, "brings its own code", "choose a model")
 def an_architecture_that_brings_its_own_code(folder: Path) -> None:
-    (folder / "evil.py").write_text("import os\nos.mkdir('made-by-the-model')\n")
+    write_code(folder)
     change_json(folder / CONFIG, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
 
 
@@ -120,12 +126,12 @@ def a_size_that_is_text(folder: Path) -> None:
     change_json(folder / CONFIG, hidden_size="sixty-four")
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "num_attention_heads|refuses it", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "refuses it", CORRECT)
 def no_attention_heads(folder: Path) -> None:
     change_json(folder / CONFIG, num_attention_heads=0)
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "cannot build this model.*-64", CORRECT)
 def a_negative_hidden_size(folder: Path) -> None:
     change_json(folder / CONFIG, hidden_size=-64)
 
@@ -135,7 +141,7 @@ def a_billion_layers(folder: Path) -> None:
     change_json(folder / CONFIG, num_hidden_layers=10**9)
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "vocab_size", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "cannot build this model", CORRECT)
 def a_vocabulary_beyond_every_integer(folder: Path) -> None:
     change_json(folder / CONFIG, vocab_size=10**30)
 
@@ -145,17 +151,17 @@ def a_vocabulary_of_a_trillion_words(folder: Path) -> None:
     change_json(folder / CONFIG, vocab_size=10**12)
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "head_dim", CORRECT)
+@fault("single", WeightMismatchError, CONFIG, r"shape .* in the checkpoint, \[8000000000", "config.json")
 def heads_as_wide_as_memory(folder: Path) -> None:
     change_json(folder / CONFIG, head_dim=2 * 10**9)
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "hidden_act|activation", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "cannot build this model.*bleep", CORRECT)
 def an_activation_that_does_not_exist(folder: Path) -> None:
     change_json(folder / CONFIG, hidden_act="bleep")
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "rope", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "cannot build this model.*bleep", CORRECT)
 def a_rotary_embedding_that_does_not_exist(folder: Path) -> None:
     change_json(folder / CONFIG, rope_parameters={"rope_type": "bleep", "rope_theta": 10000.0})
 
@@ -165,7 +171,7 @@ def a_context_of_no_tokens(folder: Path) -> None:
     change_json(folder / CONFIG, max_position_embeddings=0)
 
 
-@fault("single", CorruptCheckpointError, CONFIG, "dtype", CORRECT)
+@fault("single", CorruptCheckpointError, CONFIG, "float31", CORRECT)
 def a_dtype_that_does_not_exist(folder: Path) -> None:
     change_json(folder / CONFIG, dtype="float31")
 
@@ -264,14 +270,9 @@ def tokenizer_settings_that_are_a_list(folder: Path) -> None:
     (folder / WORDS_CONFIG).write_text("[]")
 
 
-@fault("single", CorruptCheckpointError, WORDS_CONFIG, "")
-def a_tokenizer_class_that_does_not_exist(folder: Path) -> None:
-    change_json(folder / WORDS_CONFIG, tokenizer_class="BleepTokenizer")
-
-
-@fault("single", CorruptCheckpointError, WORDS_CONFIG, "brings its own code", "choose|tokenizer")
+@fault("single", UnsupportedCheckpointError, WORDS_CONFIG, "brings its own code", "choose another model")
 def a_tokenizer_that_brings_its_own_code(folder: Path) -> None:
-    (folder / "evil.py").write_text("import os\nos.mkdir('made-by-the-model')\n")
+    write_code(folder)
     change_json(folder / WORDS_CONFIG, tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
 
 
@@ -280,7 +281,7 @@ def a_chat_template_that_does_not_compile(folder: Path) -> None:
     (folder / TEMPLATE).write_text("{% for message in messages %}{{ message.content }")
 
 
-@fault("single", CorruptCheckpointError, TEMPLATE, "utf-8|UTF-8")
+@fault("single", CorruptCheckpointError, TEMPLATE, "not a text in UTF-8")
 def a_chat_template_that_is_not_utf_8(folder: Path) -> None:
     (folder / TEMPLATE).write_bytes(b"{{ messages }}\xff\xfe")
 
