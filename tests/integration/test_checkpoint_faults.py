@@ -61,7 +61,7 @@ def nothing_is_left(good: dict[Base, Path]) -> Iterator[None]:
 def test_the_folders_that_are_broken_were_good(base: Base, good: dict[Base, Path]) -> None:
     with LLM(good[base], memory=MEMORY) as llm:
         (output,) = llm.generate("w1 w2 w3")
-    assert output.completions[0].token_ids
+    assert output.outputs[0].token_ids
 
 
 @every_fault
