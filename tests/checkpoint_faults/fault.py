@@ -58,9 +58,7 @@ class Corpus(dict[str, Fault]):
         def add(apply: Callable[[Path], None]) -> Callable[[Path], None]:
             name = apply.__name__.replace("_", " ")
             assert name not in self, f"two faults are called {name!r}"
-            self[name] = Fault(
-                name=name, base=base, apply=apply, error=error, file=file, says=says, remedy=remedy
-            )
+            self[name] = Fault(name=name, base=base, apply=apply, error=error, file=file, says=says, remedy=remedy)
             return apply
 
         return add

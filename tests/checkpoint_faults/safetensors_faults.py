@@ -168,8 +168,7 @@ def a_header_whose_offsets_run_backwards(folder: Path) -> None:
 
 @fault("single", CorruptCheckpointError, WEIGHTS, "overlaps the tensor before it")
 def a_header_with_overlapping_ranges(folder: Path) -> None:
-    header, data = read_header(folder / WEIGHTS)
-    begin, end = header[QUERY]["data_offsets"]  # type: ignore[misc]
+    begin, end = read_header(folder / WEIGHTS)[0][QUERY]["data_offsets"]  # type: ignore[misc]
     change_entry(folder / WEIGHTS, QUERY, data_offsets=[begin - 64, end - 64])
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors import SafetensorError, deserialize
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from headrace.checkpoint.safetensors_reader import read_header, read_index
@@ -142,7 +142,9 @@ def odd_headers(draw: st.DrawFn) -> bytes:
         for key in draw(st.lists(st.sampled_from([*values, "more"]), max_size=1)):
             values[key] = draw(ODD_JSON | st.lists(ODD_JSON, max_size=3).map(lambda items: f"[{','.join(items)}]"))
         entry = "{" + ",".join(f'"{key}":{value}' for key, value in values.items()) + "}"
-        name = draw(st.sampled_from([f'"t{index}"', f'"t{index}"', '"t0"', '"\\n"', '"\\udc00"', '"__metadata__"', '""']))
+        name = draw(
+            st.sampled_from([f'"t{index}"', f'"t{index}"', '"t0"', '"\\n"', '"\\udc00"', '"__metadata__"', '""'])
+        )
         parts.append(f"{name}:{draw(st.sampled_from([entry, entry, entry, '{}'])) if index else entry}")
     if draw(st.booleans()):
         parts.append(f'"__metadata__":{draw(ODD_JSON)}')
@@ -191,7 +193,9 @@ FILE_NAMES = st.one_of(
 )
 
 
-@given(st.binary(max_size=100) | ODD_JSON.map(str.encode) | ODD_JSON.map(lambda text: f'{{"weight_map":{text}}}'.encode()))
+@given(
+    st.binary(max_size=100) | ODD_JSON.map(str.encode) | ODD_JSON.map(lambda text: f'{{"weight_map":{text}}}'.encode())
+)
 @example(b'{"weight_map": ' + b"[" * 100_000)
 def test_any_index_is_refused_or_leads_to_files_of_its_folder(folder: Path, content: bytes) -> None:
     check_index(folder, content)

@@ -77,7 +77,7 @@ def open_plain(file: Path) -> BinaryIO:
         raise CorruptCheckpointError(f"{file}: cannot open it: {error.strerror}; {DOWNLOAD_AGAIN}") from error
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return open(descriptor, "rb")  # noqa: SIM115  # the caller closes it
+        return open(descriptor, "rb")
     os.close(descriptor)
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
     raise CorruptCheckpointError(f"{file} is {what}; expected a plain file; {DOWNLOAD_AGAIN}")
@@ -103,9 +103,7 @@ def read_json(file: Path) -> dict[str, object]:
         what = describe_wrong_start(content[:64]) or f"not JSON ({error}); {DOWNLOAD_AGAIN}"
         raise CorruptCheckpointError(f"{file}: {what}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(
-            f"{file}: holds {reprlib.repr(value)}; expected a JSON object; {DOWNLOAD_AGAIN}"
-        )
+        raise CorruptCheckpointError(f"{file}: holds {reprlib.repr(value)}; expected a JSON object; {DOWNLOAD_AGAIN}")
     return value
 
 
@@ -131,7 +129,5 @@ def _not_found(file: Path, error: OSError) -> CheckpointNotFoundError:
     if error.errno == errno.ELOOP:
         return CheckpointNotFoundError(f"{file} is a link that leads in a circle; {DOWNLOAD_AGAIN}")
     if os.path.islink(file):
-        return CheckpointNotFoundError(
-            f"{file} is a link to {os.readlink(file)}, which is not there; {DOWNLOAD_AGAIN}"
-        )
+        return CheckpointNotFoundError(f"{file} is a link to {os.readlink(file)}, which is not there; {DOWNLOAD_AGAIN}")
     return CheckpointNotFoundError(f"no such file: {file}; {DOWNLOAD_AGAIN}")

@@ -93,9 +93,7 @@ def _shard_name_fault(file_name: object, suffix: str) -> str | None:
         return f"{shown}; not an index of shards: expected a file name; {DOWNLOAD_AGAIN}"
     path = PurePosixPath(file_name)
     if not file_name or path.is_absolute() or ".." in path.parts or "\\" in file_name:
-        return (
-            f"{shown}, outside the checkpoint's folder; expected a plain file name; do not use this checkpoint"
-        )
+        return f"{shown}, outside the checkpoint's folder; expected a plain file name; do not use this checkpoint"
     parts = [part.encode(errors="replace") for part in path.parts]
     if not file_name.isprintable() or any(len(part) > _MAX_FILE_NAME_BYTES for part in parts):
         return f"{shown}, which cannot be the name of a file; {DOWNLOAD_AGAIN}"
@@ -116,8 +114,7 @@ def _header_length(file: Path, start: bytes, file_bytes: int) -> int:
         raise CorruptCheckpointError(f"{file}: does not begin with a safetensors header; {DOWNLOAD_AGAIN}")
     if 8 + length > file_bytes:
         raise CorruptCheckpointError(
-            f"{file}: truncated: the header alone takes {8 + length} bytes, the file has {file_bytes}; "
-            f"{DOWNLOAD_AGAIN}"
+            f"{file}: truncated: the header alone takes {8 + length} bytes, the file has {file_bytes}; {DOWNLOAD_AGAIN}"
         )
     return length
 
@@ -181,7 +178,9 @@ def _entry(file: Path, name: str, value: object, *, data_start: int) -> TensorEn
     if num_bytes is None:
         raise fault(f"shape {reprlib.repr(shape)} is too large for any file")
     if num_bytes != end - begin:
-        raise fault(f"shape {reprlib.repr(shape)} in {dtype} is {num_bytes} bytes, but its data_offsets span {end - begin}")
+        raise fault(
+            f"shape {reprlib.repr(shape)} in {dtype} is {num_bytes} bytes, but its data_offsets span {end - begin}"
+        )
     return TensorEntry(
         name=name, file=file, offset=data_start + begin, num_bytes=num_bytes, dtype=dtype, shape=tuple(shape)
     )

@@ -57,8 +57,7 @@ _DAMAGE = (
     AttributeError,
     ArithmeticError,
     MemoryError,
-    RecursionError,
-    NotImplementedError,
+    RuntimeError,
 )
 
 
@@ -178,9 +177,10 @@ def _read_legacy(file: Path, stream: IO[bytes]) -> tuple[Mapping[str, _Tensor], 
 def _load(file: Path, stream: _Readable, storages: dict[str, _Storage] | None = None) -> object:
     """Loads the pickle that begins here, once none of its numbers asks for more memory than it has bytes."""
     start = stream.tell()
-    for opcode, argument, position in pickletools.genops(stream):
+    # It takes whatever has read, readline and tell.
+    for opcode, argument, position in pickletools.genops(stream):  # type: ignore[arg-type]
         # The unpickler makes room for so many values at once, however few there are.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > (position or 0):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (position or 0):
             raise pickle.UnpicklingError(f"it numbers a value {argument} at byte {position}")
     stream.seek(start)
     return _RestrictedUnpickler(file, stream, storages).load()
