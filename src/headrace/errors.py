@@ -71,7 +71,7 @@ class UnsupportedCheckpointError(CheckpointError):
 
 
 class WeightMismatchError(CheckpointError):
-    """Tensors are missing, unexpected or of another shape than the configuration says; or the tokenizer does not fit."""
+    """Tensors are missing, unexpected or of another shape than config.json says, or the tokenizer does not fit."""
 
 
 class RequestError(HeadraceError):
