@@ -63,7 +63,7 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle would have run code."""
+    """A pickle would have run code, or a link leads out of the checkpoint's folder."""
 
 
 class UnsupportedCheckpointError(CheckpointError):
@@ -71,7 +71,7 @@ class UnsupportedCheckpointError(CheckpointError):
 
 
 class WeightMismatchError(CheckpointError):
-    """Tensors are missing, unexpected, or of another shape than the configuration says."""
+    """Tensors are missing, unexpected or of another shape than config.json says, or the tokenizer does not fit."""
 
 
 class RequestError(HeadraceError):
@@ -90,3 +90,9 @@ class RequestError(HeadraceError):
 
 class SweepError(HeadraceError):
     """A sweep failed and was unwound: KV, state and rows are as they were before it."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Returns what an error of another library says as one line of at most `limit` characters; never nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= limit else f"{words[: limit - 3]}..."

@@ -48,7 +48,7 @@ def memory(original: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def model(original: Path, tmp_path: Path) -> Path:
-    """A copy of the model that a test may spoil: links to all files but one."""
+    """A copy of the model that a test may spoil: hard links to all files but one."""
     spoiled = layer_file(original, NUM_LAYERS // 2)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -56,7 +56,7 @@ def model(original: Path, tmp_path: Path) -> Path:
         if file == spoiled:
             shutil.copyfile(file, folder / file.name)
         else:
-            (folder / file.name).symlink_to(file)
+            (folder / file.name).hardlink_to(file)
     return folder
 
 

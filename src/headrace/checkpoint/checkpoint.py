@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from headrace.checkpoint import formats
+from headrace.checkpoint.files import check_place, read_json
 from headrace.checkpoint.reader import RangeReader
 from headrace.checkpoint.safetensors_reader import read_header
 from headrace.checkpoint.tensors import TensorEntry
@@ -42,7 +43,7 @@ class Checkpoint:
             CheckpointNotFoundError: no directory, no config.json, or a weights file that is missing.
             UnsupportedCheckpointError: a format or quantization that this version does not read.
             CorruptCheckpointError: a damaged file.
-            UnsafeCheckpointError: a pickle that would run code.
+            UnsafeCheckpointError: a pickle that would run code, or a link that leads out of the folder.
         """
         path = Path(path)
         config = read_config(path)
@@ -78,15 +79,11 @@ def read_config(path: Path) -> dict[str, object]:
     Raises:
         CheckpointNotFoundError: no such directory, or no config.json in it.
         CorruptCheckpointError: config.json is no JSON object.
+        UnsafeCheckpointError: config.json is a link that leads out of the folder.
     """
     formats.check_is_directory(path)
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"{path}: no config.json; {formats.describe_without_config(path)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{file}: not JSON ({error}); download or copy the file again") from error
-    if not isinstance(config, dict):
-        raise CorruptCheckpointError(f"{file}: expected a JSON object; download or copy the file again")
-    return config
+    if not os.path.lexists(file):
+        raise CheckpointNotFoundError(f"{path}: no config.json; {formats.describe_without_config(path)}")
+    check_place(file, path)
+    return read_json(file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from headrace.checkpoint.files import check_place
 from headrace.checkpoint.safetensors_reader import read_index
 from headrace.checkpoint.tensors import TensorEntry
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
@@ -88,6 +90,8 @@ def find_weights(path: Path) -> WeightFiles:
 
     Raises:
         CheckpointNotFoundError: no weights, or a shard is missing.
+        CorruptCheckpointError: the index is damaged.
+        UnsafeCheckpointError: a link that leads out of the folder.
         UnsupportedCheckpointError: weights of another format only.
     """
     for format_name, stem, suffix in (
@@ -96,21 +100,29 @@ def find_weights(path: Path) -> WeightFiles:
     ):
         kind: Literal["safetensors", "torch_bin"] = "safetensors" if format_name == "safetensors" else "torch_bin"
         single, index_file = path / f"{stem}{suffix}", path / f"{stem}{suffix}.index.json"
-        if single.exists():
-            return WeightFiles(format=kind, files=(single,), index_file=None, index={})
-        if index_file.exists():
-            return _from_index(path, kind, index_file)
-        if shards := sorted(path.glob(f"{stem}-*{suffix}")):
-            return _from_shards(path, kind, shards)
+        # A link to nothing is there, too: it is named and not passed over.
+        if os.path.lexists(single):
+            weights = WeightFiles(format=kind, files=(single,), index_file=None, index={})
+        elif os.path.lexists(index_file):
+            weights = _from_index(path, kind, index_file)
+        elif shards := sorted(path.glob(f"{stem}-*{suffix}")):
+            weights = _from_shards(path, kind, shards)
+        else:
+            continue
+        for file in weights.files:
+            check_place(file, path)
+        return weights
     raise _no_weights(path)
 
 
 def check_index(weights: WeightFiles, entries: Mapping[str, TensorEntry]) -> None:
     """Raises CorruptCheckpointError when the index names a tensor that its shard does not hold."""
+    if weights.index_file is None:
+        return
     wrong = [
         f"{name} (said to be in {file})"
         for name, file in weights.index.items()
-        if name not in entries or entries[name].file.name != Path(file).name
+        if name not in entries or entries[name].file != weights.index_file.parent / file
     ]
     if wrong:
         raise CorruptCheckpointError(
@@ -120,9 +132,10 @@ def check_index(weights: WeightFiles, entries: Mapping[str, TensorEntry]) -> Non
 
 
 def _from_index(path: Path, kind: Literal["safetensors", "torch_bin"], index_file: Path) -> WeightFiles:
+    check_place(index_file, path)
     index = read_index(index_file)
     files = tuple(path / name for name in sorted(set(index.values())))
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not os.path.lexists(file)]
     if missing:
         raise CheckpointNotFoundError(
             f"{path}: {len(missing)} of {len(files)} weight files named in {index_file.name} are missing: "
@@ -137,7 +150,8 @@ def _from_shards(path: Path, kind: Literal["safetensors", "torch_bin"], shards: 
     missing = sorted(set(range(1, expected + 1)) - numbered.keys())
     if missing:
         raise CheckpointNotFoundError(
-            f"{path}: shards {_shorten(str(number) for number in missing)} of {expected} are missing; "
+            f"{path}: beside {shards[0].name}, shards {_shorten(str(number) for number in missing)} of {expected} "
+            "are missing; "
             "download or copy them again"
         )
     return WeightFiles(format=kind, files=tuple(shards), index_file=None, index={})

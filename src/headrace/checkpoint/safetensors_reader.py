@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from math import prod
+import reprlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
+from headrace.checkpoint.files import DOWNLOAD_AGAIN, MAX_JSON_BYTES, describe_wrong_start, open_plain, read_json
 from headrace.checkpoint.tensors import DTYPE_BYTES, TensorEntry
-from headrace.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
+from headrace.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
 
 _DTYPES = {
     "F64": "float64",
@@ -34,9 +37,11 @@ _DTYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-# The reference implementation's own bound.
-_MAX_HEADER_BYTES = 100_000_000
-_DOWNLOAD_AGAIN = "download or copy the file again"
+# An exbibyte: more than any disk holds. What is multiplied stays below it, so that no number grows without end.
+_MAX_SIZE = 2**60
+_MAX_DIGITS = 19
+_MAX_FILE_NAME_BYTES = 255
+_MAX_NAME_LENGTH = 1000
 
 
 def read_header(file: Path) -> list[TensorEntry]:
@@ -47,23 +52,16 @@ def read_header(file: Path) -> list[TensorEntry]:
         CorruptCheckpointError: the header contradicts itself or the file's size, or the file cannot be read.
         UnsupportedCheckpointError: a tensor has a dtype that this version does not know.
     """
-    try:
-        with file.open("rb") as stream:
+    with open_plain(file) as stream:
+        try:
             file_bytes = os.fstat(stream.fileno()).st_size
-            prefix = stream.read(8)
-            header_bytes = _header_length(file, prefix + stream.read(40), file_bytes)
+            header_bytes = _header_length(file, stream.read(48), file_bytes)
             stream.seek(8)
             text = stream.read(header_bytes)
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"no such file: {file}; {_DOWNLOAD_AGAIN}") from error
-    except OSError as error:
-        raise CorruptCheckpointError(f"{file}: cannot read it: {error.strerror}; {_DOWNLOAD_AGAIN}") from error
+        except OSError as error:
+            raise CorruptCheckpointError(f"{file}: cannot read it: {error.strerror}; {DOWNLOAD_AGAIN}") from error
     header = _parse_json(file, text)
-    entries = [
-        _entry(file, name, value, data_start=8 + header_bytes)
-        for name, value in header.items()
-        if name != "__metadata__"
-    ]
+    entries = [_entry(file, name, value, data_start=8 + header_bytes) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
     _check_cover(file, entries, data_start=8 + header_bytes, file_bytes=file_bytes)
     return entries
@@ -73,33 +71,34 @@ def read_index(index_file: Path) -> dict[str, str]:
     """Returns tensor name -> file name from a `*.index.json`; the names are checked to lie in the index's own folder.
 
     Raises:
-        CorruptCheckpointError: not the JSON of an index, or a file name that leads out of the folder.
+        CheckpointNotFoundError: there is no such file.
+        CorruptCheckpointError: not the JSON of an index, or a name that leads out of the folder or is none of a shard.
     """
-    try:
-        weight_map = json.loads(index_file.read_bytes())["weight_map"]
-        if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
-            raise TypeError("weight_map is not an object of strings")
-    except (ValueError, KeyError, TypeError) as error:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(
-            f"{index_file}: not an index of shards ({type(error).__name__}: {error}); "
-            f'expected {{"weight_map": {{tensor: file}}}}; {_DOWNLOAD_AGAIN}'
-        ) from error
+            f"{index_file}: not an index of shards: weight_map is {reprlib.repr(weight_map)}; "
+            f'expected {{"weight_map": {{tensor: file}}}}; {DOWNLOAD_AGAIN}'
+        )
     for name, file_name in weight_map.items():
-        path = PurePosixPath(file_name)
-        if not file_name or path.is_absolute() or ".." in path.parts or "\\" in file_name:
-            raise CorruptCheckpointError(
-                f"{index_file}: tensor {name} is said to lie in {file_name!r}, outside the checkpoint's folder; "
-                "expected a plain file name; do not use this checkpoint"
-            )
+        if fault := _shard_name_fault(file_name, PurePosixPath(index_file.name.removesuffix(".index.json")).suffix):
+            raise CorruptCheckpointError(f"{index_file}: tensor {name} is said to lie in {fault}")
     return weight_map
 
 
-def describe_wrong_start(start: bytes) -> str | None:
-    """Says what a file that is no weights file really is, when its first bytes give it away."""
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the weights; run `git lfs pull` in the checkpoint's folder"
-    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return f"it is a web page, not the weights; {_DOWNLOAD_AGAIN}"
+def _shard_name_fault(file_name: object, suffix: str) -> str | None:
+    """Says why a name of an index cannot be a shard's, and what to do."""
+    shown = reprlib.repr(file_name)
+    if not isinstance(file_name, str):
+        return f"{shown}; not an index of shards: expected a file name; {DOWNLOAD_AGAIN}"
+    path = PurePosixPath(file_name)
+    if not file_name or path.is_absolute() or ".." in path.parts or "\\" in file_name:
+        return f"{shown}, outside the checkpoint's folder; expected a plain file name; do not use this checkpoint"
+    parts = [part.encode(errors="replace") for part in path.parts]
+    if not file_name.isprintable() or any(len(part) > _MAX_FILE_NAME_BYTES for part in parts):
+        return f"{shown}, which cannot be the name of a file; {DOWNLOAD_AGAIN}"
+    if path.suffix != suffix:
+        return f"{shown}; expected the name of a {suffix} file; {DOWNLOAD_AGAIN}"
     return None
 
 
@@ -108,15 +107,14 @@ def _header_length(file: Path, start: bytes, file_bytes: int) -> int:
         raise CorruptCheckpointError(f"{file}: not a safetensors file; {wrong}")
     if len(start) < 8:
         raise CorruptCheckpointError(
-            f"{file}: {file_bytes} bytes long, too short for a safetensors header; {_DOWNLOAD_AGAIN}"
+            f"{file}: {file_bytes} bytes long, too short for a safetensors header; {DOWNLOAD_AGAIN}"
         )
     length = int.from_bytes(start[:8], "little")
-    if length > _MAX_HEADER_BYTES or start[8:9] not in (b"{", b""):
-        raise CorruptCheckpointError(f"{file}: does not begin with a safetensors header; {_DOWNLOAD_AGAIN}")
+    if length > MAX_JSON_BYTES or start[8:9] not in (b"{", b""):
+        raise CorruptCheckpointError(f"{file}: does not begin with a safetensors header; {DOWNLOAD_AGAIN}")
     if 8 + length > file_bytes:
         raise CorruptCheckpointError(
-            f"{file}: truncated: the header alone takes {8 + length} bytes, the file has {file_bytes}; "
-            f"{_DOWNLOAD_AGAIN}"
+            f"{file}: truncated: the header alone takes {8 + length} bytes, the file has {file_bytes}; {DOWNLOAD_AGAIN}"
         )
     return length
 
@@ -125,42 +123,77 @@ def _parse_json(file: Path, text: bytes) -> dict[str, object]:
     def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         values = dict(pairs)
         if len(values) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CorruptCheckpointError(f"{file}: the header holds {twice} twice; {_DOWNLOAD_AGAIN}")
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise CorruptCheckpointError(f"{file}: the header holds {reprlib.repr(twice)} twice; {DOWNLOAD_AGAIN}")
         return values
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
+        # `json` would take the text of other encodings, too; the format is UTF-8.
+        header = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=without_duplicates,
+            parse_int=_parse_size,
+            parse_constant=_refuse_constant,
+        )
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{file}: the header is not JSON ({error}); {_DOWNLOAD_AGAIN}") from error
+        raise CorruptCheckpointError(f"{file}: the header is not JSON ({error}); {DOWNLOAD_AGAIN}") from error
     if not isinstance(header, dict):
-        raise CorruptCheckpointError(f"{file}: the header is no JSON object; {_DOWNLOAD_AGAIN}")
+        raise CorruptCheckpointError(f"{file}: the header is no JSON object; {DOWNLOAD_AGAIN}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptCheckpointError(
+            f"{file}: the header's __metadata__ is {reprlib.repr(metadata)}; expected texts by name; {DOWNLOAD_AGAIN}"
+        )
     return header
+
+
+def _parse_size(digits: str) -> int | str:
+    """A number of the header; one that no size can be stays as it is written, for the message."""
+    return int(digits) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else digits
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def _entry(file: Path, name: str, value: object, *, data_start: int) -> TensorEntry:
     def fault(what: str) -> CheckpointError:
-        return CorruptCheckpointError(f"{file}: tensor {name}: {what}; {_DOWNLOAD_AGAIN}")
+        return CorruptCheckpointError(f"{file}: tensor {name}: {what}; {DOWNLOAD_AGAIN}")
 
-    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
-        raise fault("its header entry lacks dtype, shape or data_offsets")
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise CorruptCheckpointError(f"{file}: {reprlib.repr(name)} cannot be a tensor's name; {DOWNLOAD_AGAIN}")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise fault("its header entry lacks dtype, shape or data_offsets, or has more than these")
     dtype_name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise fault(f"shape {shape!r} with data_offsets {offsets!r} cannot be")
+        raise fault(f"shape {reprlib.repr(shape)} with data_offsets {reprlib.repr(offsets)} cannot be")
     dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         raise UnsupportedCheckpointError(
-            f"{file}: tensor {name} has dtype {dtype_name!r}, which this version does not read; "
+            f"{file}: tensor {name} has dtype {reprlib.repr(dtype_name)}, which this version does not read; "
             "use a checkpoint in bfloat16, float16 or float32"
         )
     begin, end = offsets
-    num_bytes = prod(shape) * DTYPE_BYTES[dtype]
+    num_bytes = _num_bytes(shape, DTYPE_BYTES[dtype])
+    if num_bytes is None:
+        raise fault(f"shape {reprlib.repr(shape)} is too large for any file")
     if num_bytes != end - begin:
-        raise fault(f"shape {shape} in {dtype} is {num_bytes} bytes, but its data_offsets span {end - begin}")
+        raise fault(
+            f"shape {reprlib.repr(shape)} in {dtype} is {num_bytes} bytes, but its data_offsets span {end - begin}"
+        )
     return TensorEntry(
         name=name, file=file, offset=data_start + begin, num_bytes=num_bytes, dtype=dtype, shape=tuple(shape)
     )
+
+
+def _num_bytes(shape: list[int], itemsize: int) -> int | None:
+    """The bytes of a tensor; None where they, or those of its first dimensions, are beyond every file."""
+    num_bytes = itemsize
+    for size in shape:
+        num_bytes *= size
+        if num_bytes > _MAX_SIZE:
+            return None
+    return num_bytes
 
 
 def _is_sizes(value: object) -> bool:
@@ -173,14 +206,14 @@ def _check_cover(file: Path, entries: list[TensorEntry], *, data_start: int, fil
     for entry in entries:
         if entry.offset != position:
             what = "overlaps the tensor before it" if entry.offset < position else "leaves a gap before it"
-            raise CorruptCheckpointError(f"{file}: tensor {entry.name} {what}; {_DOWNLOAD_AGAIN}")
+            raise CorruptCheckpointError(f"{file}: tensor {entry.name} {what}; {DOWNLOAD_AGAIN}")
         position += entry.num_bytes
         if position > file_bytes:
             raise CorruptCheckpointError(
                 f"{file}: truncated: tensor {entry.name} ends at byte {position}, the file has {file_bytes}; "
-                f"{_DOWNLOAD_AGAIN}"
+                f"{DOWNLOAD_AGAIN}"
             )
     if position != file_bytes:
         raise CorruptCheckpointError(
-            f"{file}: {file_bytes - position} bytes follow the last tensor; expected none; {_DOWNLOAD_AGAIN}"
+            f"{file}: {file_bytes - position} bytes follow the last tensor; expected none; {DOWNLOAD_AGAIN}"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.checkpoint.files import TOKENIZER_FILES
 from headrace.checkpoint.formats import check_is_directory
 from headrace.checkpoint.safetensors_reader import read_index
 from headrace.errors import CheckpointError, CheckpointNotFoundError, OptionError, UnsupportedCheckpointError
@@ -16,23 +17,7 @@ from headrace.units import format_bytes
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-_SETTINGS = frozenset(
-    {
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "tokenizer.model",
-        "spiece.model",
-        "chat_template.jinja",
-        "chat_template.json",
-    }
-)
+_SETTINGS = frozenset({"config.json", "generation_config.json", *TOKENIZER_FILES})
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> Path:

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
+import reprlib
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
-from headrace.checkpoint.safetensors_reader import describe_wrong_start
+from headrace.checkpoint.files import DOWNLOAD_AGAIN, describe_wrong_start, open_plain
 from headrace.checkpoint.tensors import DTYPE_BYTES, TensorEntry
-from headrace.errors import (
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    UnsafeCheckpointError,
-    UnsupportedCheckpointError,
-)
+from headrace.errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, one_line
+from headrace.units import format_bytes
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGE_DTYPES = {
@@ -42,7 +41,24 @@ _STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_DOWNLOAD_AGAIN = "download or copy the file again"
+_MAX_PICKLE_BYTES = 100_000_000
+_MAX_DIMENSIONS = 64
+_MAX_SIZE = 2**60
+# What a damaged pickle or archive raises is documented in part; none of it is more than "damaged" to the user.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,14 @@ class _StorageType:
     dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the data of a storage lies in the file."""
+
+    offset: int
+    num_bytes: int
+
+
 def read_torch_bin(file: Path) -> list[TensorEntry]:
     """Returns the tensors of one `.bin` file.
 
@@ -74,8 +98,8 @@ def read_torch_bin(file: Path) -> list[TensorEntry]:
         CorruptCheckpointError: truncated, or not such a file at all.
         UnsupportedCheckpointError: a tensor of a kind that this version does not read.
     """
-    try:
-        with file.open("rb") as stream:
+    with open_plain(file) as stream:
+        try:
             start = stream.read(64)
             stream.seek(0)
             if wrong := describe_wrong_start(start):
@@ -85,93 +109,120 @@ def read_torch_bin(file: Path) -> list[TensorEntry]:
             else:
                 tensors, places = _read_legacy(file, stream)
             file_bytes = stream.seek(0, io.SEEK_END)
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"no such file: {file}; {_DOWNLOAD_AGAIN}") from error
+        except (*_DAMAGE, OSError) as error:
+            raise CorruptCheckpointError(
+                f"{file}: truncated or not a torch file ({one_line(error)}); {DOWNLOAD_AGAIN}"
+            ) from error
     return [_entry(file, name, tensor, places, file_bytes) for name, tensor in tensors.items()]
 
 
-def _read_zip(file: Path, stream: IO[bytes]) -> tuple[Mapping[str, _Tensor], Mapping[str, int]]:
-    try:
-        archive = zipfile.ZipFile(stream)
-        pickle_name = next(name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl")
-        root = pickle_name.removesuffix("data.pkl")
-        tensors = _unpickle(file, io.BytesIO(archive.read(pickle_name)))
-        if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-            raise UnsupportedCheckpointError(f"{file}: written on a big-endian machine; use a safetensors checkpoint")
-        records = [info for info in archive.infolist() if info.filename.startswith(root + "data/")]
-    except (zipfile.BadZipFile, StopIteration, EOFError) as error:
-        raise CorruptCheckpointError(
-            f"{file}: truncated or not a torch file ({str(error) or 'no data.pkl in it'}); {_DOWNLOAD_AGAIN}"
-        ) from error
-    return tensors, {info.filename.removeprefix(root + "data/"): _data_offset(file, stream, info) for info in records}
+def _read_zip(file: Path, stream: IO[bytes]) -> tuple[Mapping[str, _Tensor], Mapping[str, _Place]]:
+    archive = zipfile.ZipFile(stream)
+    found = next((info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"), None)
+    if found is None:
+        raise zipfile.BadZipFile("no data.pkl in it")
+    root = found.filename.removesuffix("data.pkl")
+    tensors = _unpickle(file, io.BytesIO(_record(archive, found)))
+    byte_order = next((info for info in archive.infolist() if info.filename == root + "byteorder"), None)
+    if byte_order is not None and _record(archive, byte_order) != b"little":
+        raise UnsupportedCheckpointError(f"{file}: written on a big-endian machine; use a safetensors checkpoint")
+    records = [info for info in archive.infolist() if info.filename.startswith(root + "data/")]
+    return tensors, {info.filename.removeprefix(root + "data/"): _place(file, stream, info) for info in records}
 
 
-def _data_offset(file: Path, stream: IO[bytes], info: zipfile.ZipInfo) -> int:
+def _record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The content of a small record."""
+    if info.file_size > _MAX_PICKLE_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename} takes {format_bytes(info.file_size)} when it is unpacked")
+    return archive.read(info)
+
+
+def _place(file: Path, stream: IO[bytes], info: zipfile.ZipInfo) -> _Place:
     """The place of a record's data: behind its local header, whose padding the archive's directory does not know."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise UnsupportedCheckpointError(f"{file}: {info.filename} is compressed; save the checkpoint again with torch")
     stream.seek(info.header_offset)
     header = stream.read(30)
     if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
-        raise CorruptCheckpointError(f"{file}: no record where {info.filename} should be; {_DOWNLOAD_AGAIN}")
+        raise CorruptCheckpointError(f"{file}: no record where {info.filename} should be; {DOWNLOAD_AGAIN}")
     name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    return info.header_offset + 30 + int(name_bytes) + int(extra_bytes)
+    offset = info.header_offset + 30 + int(name_bytes) + int(extra_bytes)
+    return _Place(offset, info.file_size)
 
 
-def _read_legacy(file: Path, stream: IO[bytes]) -> tuple[Mapping[str, _Tensor], Mapping[str, int]]:
+def _read_legacy(file: Path, stream: IO[bytes]) -> tuple[Mapping[str, _Tensor], Mapping[str, _Place]]:
     storages: dict[str, _Storage] = {}
-    try:
-        magic = _RestrictedUnpickler(file, stream).load()
-        if magic != _LEGACY_MAGIC:
-            raise CorruptCheckpointError(f"{file}: not a torch file; {_DOWNLOAD_AGAIN}")
-        _RestrictedUnpickler(file, stream).load()
-        machine = _RestrictedUnpickler(file, stream).load()
-        if not (isinstance(machine, dict) and machine.get("little_endian") is True):
-            raise UnsupportedCheckpointError(f"{file}: written on a big-endian machine; use a safetensors checkpoint")
-        tensors = _unpickle(file, stream, storages)
-        keys = _RestrictedUnpickler(file, stream).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"{file}: truncated or not a torch file ({error}); {_DOWNLOAD_AGAIN}") from error
-    places: dict[str, int] = {}
+    pickles = _Pickles(stream)
+    magic = _load(file, pickles)
+    if magic != _LEGACY_MAGIC:
+        raise CorruptCheckpointError(f"{file}: not a torch file; {DOWNLOAD_AGAIN}")
+    _load(file, pickles)
+    machine = _load(file, pickles)
+    if not (isinstance(machine, dict) and machine.get("little_endian") is True):
+        raise UnsupportedCheckpointError(f"{file}: written on a big-endian machine; use a safetensors checkpoint")
+    tensors = _unpickle(file, pickles, storages)
+    keys = _load(file, pickles)
+    places: dict[str, _Place] = {}
     position = stream.tell()
     for key in keys if isinstance(keys, list) else []:
         storage = storages.get(key)
         stream.seek(position)
         if storage is None or stream.read(8) != struct.pack("<q", storage.num_elements):
-            raise CorruptCheckpointError(f"{file}: storage {key!r} is not where it should be; {_DOWNLOAD_AGAIN}")
-        places[key] = position + 8
-        position += 8 + storage.num_elements * DTYPE_BYTES[storage.dtype]
+            raise CorruptCheckpointError(f"{file}: storage {key!r} is not where it should be; {DOWNLOAD_AGAIN}")
+        places[key] = _Place(position + 8, storage.num_elements * DTYPE_BYTES[storage.dtype])
+        position += 8 + places[key].num_bytes
     return tensors, places
 
 
-def _unpickle(file: Path, stream: IO[bytes], storages: dict[str, _Storage] | None = None) -> Mapping[str, _Tensor]:
+def _load(file: Path, stream: _Readable, storages: dict[str, _Storage] | None = None) -> object:
+    """Loads the pickle that begins here, once none of its numbers asks for more memory than it has bytes."""
+    start = stream.tell()
+    # It takes whatever has read, readline and tell.
+    for opcode, argument, position in pickletools.genops(stream):  # type: ignore[arg-type]
+        # The unpickler makes room for so many values at once, however few there are.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (position or 0):
+            raise pickle.UnpicklingError(f"it numbers a value {argument} at byte {position}")
+    stream.seek(start)
+    return _RestrictedUnpickler(file, stream, storages).load()
+
+
+def _unpickle(file: Path, stream: _Readable, storages: dict[str, _Storage] | None = None) -> Mapping[str, _Tensor]:
     try:
-        value = _RestrictedUnpickler(file, stream, storages).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"{file}: its pickle is damaged ({error}); {_DOWNLOAD_AGAIN}") from error
+        value = _load(file, stream, storages)
+    except _DAMAGE as error:
+        raise CorruptCheckpointError(f"{file}: its pickle is damaged ({one_line(error)}); {DOWNLOAD_AGAIN}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{file}: holds a {type(value).__name__}; expected tensors by name")
+        raise CorruptCheckpointError(
+            f"{file}: holds a {type(value).__name__}; expected tensors by name; "
+            "save the model's state_dict alone, or use a safetensors checkpoint"
+        )
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise CorruptCheckpointError(
-                f"{file}: {name!r} is a {type(tensor).__name__}; expected a tensor; "
+                f"{file}: {reprlib.repr(name)} is a {type(tensor).__name__}; expected a tensor; "
                 "save the model's state_dict alone, or use a safetensors checkpoint"
             )
     return value
 
 
-def _entry(file: Path, name: str, tensor: _Tensor, places: Mapping[str, int], file_bytes: int) -> TensorEntry:
+def _entry(file: Path, name: str, tensor: _Tensor, places: Mapping[str, _Place], file_bytes: int) -> TensorEntry:
     storage = tensor.storage
     itemsize = DTYPE_BYTES[storage.dtype]
     contiguous = tensor.strides == _row_major(tensor.shape) or prod(tensor.shape) <= 1
     span = _span(tensor.shape, tensor.strides)
     if storage.key not in places or tensor.offset < 0 or tensor.offset + span > storage.num_elements:
-        raise CorruptCheckpointError(f"{file}: tensor {name} reaches beyond its storage; {_DOWNLOAD_AGAIN}")
-    offset = places[storage.key] + tensor.offset * itemsize
+        raise CorruptCheckpointError(f"{file}: tensor {name} reaches beyond its storage; {DOWNLOAD_AGAIN}")
+    place = places[storage.key]
+    offset = place.offset + tensor.offset * itemsize
+    if (tensor.offset + span) * itemsize > place.num_bytes:
+        raise CorruptCheckpointError(
+            f"{file}: the storage of tensor {name} holds {place.num_bytes} bytes, but the tensor takes them up to "
+            f"{(tensor.offset + span) * itemsize}; {DOWNLOAD_AGAIN}"
+        )
     if offset + span * itemsize > file_bytes:
         raise CorruptCheckpointError(
             f"{file}: truncated: tensor {name} ends at byte {offset + span * itemsize}, the file has {file_bytes}; "
-            f"{_DOWNLOAD_AGAIN}"
+            f"{DOWNLOAD_AGAIN}"
         )
     return TensorEntry(
         name=name,
@@ -201,8 +252,8 @@ def _rebuild_tensor(storage: object, offset: object, shape: object, strides: obj
         and isinstance(offset, int)
         and isinstance(shape, tuple)
         and isinstance(strides, tuple)
-        and len(shape) == len(strides)
-        and all(type(size) is int and size >= 0 for size in (*shape, *strides))
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(size) is int and 0 <= size <= _MAX_SIZE for size in (*shape, *strides))
     )
     if not valid:
         raise pickle.UnpicklingError("a tensor is described in an unknown way")
@@ -221,10 +272,35 @@ _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
 }
 
 
+class _Readable(Protocol):
+    """What an unpickler needs of a stream, and `_load` to begin again."""
+
+    def read(self, num_bytes: int, /) -> bytes: ...
+    def readline(self) -> bytes: ...
+    def tell(self) -> int: ...
+    def seek(self, position: int, /) -> int: ...
+
+
+class _Pickles:
+    """The pickles at the start of a file of any size: no single value of them is as large as weights are."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.tell, self.seek = stream.tell, stream.seek
+
+    def read(self, num_bytes: int, /) -> bytes:
+        if num_bytes > _MAX_PICKLE_BYTES:
+            raise pickle.UnpicklingError(f"it holds a value of {format_bytes(num_bytes)}")
+        return self._stream.read(num_bytes)
+
+    def readline(self) -> bytes:
+        return self._stream.readline(_MAX_PICKLE_BYTES)
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     """Knows tensors, their storages and plain containers. Every other global is refused before it is looked up."""
 
-    def __init__(self, file: Path, stream: IO[bytes], storages: dict[str, _Storage] | None = None) -> None:
+    def __init__(self, file: Path, stream: _Readable, storages: dict[str, _Storage] | None = None) -> None:
         super().__init__(stream)
         self._file = file
         self._storages: dict[str, _Storage] = {} if storages is None else storages

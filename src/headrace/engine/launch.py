@@ -44,8 +44,8 @@ from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_no
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
-from headrace.models.skeleton import automatic_dtype, build_skeleton, read_model_config
-from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, load_tokenizer
+from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
+from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.models.wide_products import products
@@ -95,10 +95,12 @@ def launch(options: EngineOptions) -> Launched:
 
 def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStack) -> Launched:
     """Does the same with the model in folder `path` on tiers that are there, and are closed with `opened`."""
+    read_model_config(path)  # transformers reads it for the tokenizer, too, and would have that at fault
     tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
     defaults = read_generation_defaults(path, tokenizer)
     keep_freed_memory()
     model, weights, dtype = _describe_weights(options, path, tiers)
+    check_vocabulary(path, tokenizer, model.config.get_text_config().vocab_size)
     placed = _place_model(options, model, weights, dtype, tiers)
     opened.callback(placed.close)
     launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
@@ -284,8 +286,10 @@ def _describe_weights(
     checkpoint = Checkpoint.open(path)
     check_architecture(read_model_config(path))  # refuses what cannot be run before it is built
     dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, tiers.device, tiers.device_budget.limit_bytes)
-    model = build_skeleton(path, dtype)
-    return model, build_weight_map(model, checkpoint), dtype
+    model = build_outline(path, dtype)
+    weights = build_weight_map(model, checkpoint)
+    make_buffers(model, path)  # of sizes that the weights have confirmed
+    return model, weights, dtype
 
 
 def _place_model(

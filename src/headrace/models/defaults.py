@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from headrace.checkpoint.checkpoint import read_config
+from headrace.checkpoint.files import check_place, read_json
 from headrace.errors import CorruptCheckpointError
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.models.transformers_api import PreTrainedModel
@@ -18,16 +19,19 @@ def read_generation_defaults(path: Path, tokenizer: Tokenizer | WithoutTokenizer
     """Reads `generation_config.json`; end tokens that it does not name come from config.json, else the tokenizer.
 
     Raises:
+        CheckpointNotFoundError: the file is a link to nothing.
         CorruptCheckpointError: the file is not JSON, or a value in it cannot be.
+        UnsafeCheckpointError: the file is a link that leads out of the folder.
     """
     file = path / "generation_config.json"
+    values: dict[str, object] = {}
+    if os.path.lexists(file):
+        check_place(file, path)
+        values = read_json(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise CorruptCheckpointError(f"{file}: not readable as JSON: {error}; download it again") from error
-    if not isinstance(values, dict):
-        raise CorruptCheckpointError(f"{file}: holds {type(values).__name__}, expected an object; download it again")
-    return _defaults(values, read_config(path), tokenizer)
+        return _defaults(values, read_config(path), tokenizer)
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(f"{path}: {error}") from error
 
 
 def loaded_generation_defaults(model: PreTrainedModel, tokenizer: Tokenizer | WithoutTokenizer) -> GenerationDefaults:

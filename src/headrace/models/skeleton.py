@@ -7,12 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.checkpoint.tensors import CONVERTIBLE_DTYPES
-from headrace.errors import CorruptCheckpointError, UnsupportedModelError
+from headrace.errors import CorruptCheckpointError, UnsupportedModelError, one_line
 from headrace.models.choices import is_slow
 from headrace.models.transformers_api import (
     CONFIG_MAPPING,
@@ -23,9 +22,22 @@ from headrace.models.transformers_api import (
     PreTrainedModel,
     transformers_version,
 )
+from headrace.units import format_bytes
 
 _WIDENED_SHARE = 1 / 3
 """Weights are widened to float32, on CPUs that are slow in half precision, if they then take at most this much."""
+
+
+_MAX_BUFFER_BYTES = 4 * 1024**3
+"""The most that tables beside the weights may take. GPT-Neo's masks, 2,048 x 2,048 bytes in 24 layers, take 0.1 GB."""
+
+# What a number of a configuration is called, the least and the most that it may be. Beyond these a model would not be
+# refused but built for hours: the deepest that was ever trained has 1,000 layers.
+_LIMITS = (
+    (re.compile(r"(n|num)_(\w+_)?layers?"), 0, 2_000),
+    (re.compile(r"(n|num)_(\w+_)?experts"), 0, 100_000),
+    (re.compile(r"max_position_embeddings|seq_length|max_seq_len|n_positions"), 1, 2**40),
+)
 
 
 def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
@@ -39,11 +51,8 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
         CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
         UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
     """
-    config = read_model_config(path)
-    with init_empty_weights(include_buffers=False):
-        model = _construct(config, dtype)
-    _compute_buffers(model)
-    _keep_in_float32(model, dtype)
+    model = build_outline(path, dtype)
+    make_buffers(model, path)
     return model
 
 
@@ -55,7 +64,15 @@ def build_outline(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError: as `build_skeleton`.
     """
-    return outline_of(read_model_config(path), dtype)
+    config = read_model_config(path)
+    try:
+        return outline_of(config, dtype)
+    # What an architecture raises on values that do not go together is not documented.
+    except Exception as error:
+        raise CorruptCheckpointError(
+            f"{Path(path) / 'config.json'}: transformers {transformers_version} cannot build this model: "
+            f"{type(error).__name__}: {one_line(error)}; correct the configuration, or download it again"
+        ) from error
 
 
 def outline_of(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -66,6 +83,24 @@ def outline_of(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def make_buffers(model: PreTrainedModel, path: Path | str) -> None:
+    """Gives the outline of the model at `path` its buffers: non-persistent ones as they are computed, others to load.
+
+    Raises:
+        CorruptCheckpointError: their sizes, which no weight confirms, cannot be.
+    """
+    num_bytes = sum(buffer.nbytes for buffer in model.buffers())
+    if num_bytes > _MAX_BUFFER_BYTES:
+        raise CorruptCheckpointError(
+            f"{Path(path) / 'config.json'}: its positions make tables of {format_bytes(num_bytes)} beside the weights; "
+            f"expected at most {format_bytes(_MAX_BUFFER_BYTES)}; correct the configuration, or download it again"
+        )
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros_like(buffer, device="cpu"))
+    _compute_buffers(model)
+
+
 def read_model_config(path: Path | str) -> PretrainedConfig:
     """Reads `path`/config.json into transformers' own configuration of that architecture.
 
@@ -74,13 +109,15 @@ def read_model_config(path: Path | str) -> PretrainedConfig:
         UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
     """
     path = Path(path)
-    check_model_type(path / "config.json", read_config(path))
+    values = read_config(path)
+    check_model_type(path / "config.json", values)
+    _check_limits(path / "config.json", values)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     # What a configuration class raises on values that cannot be is not documented.
     except Exception as error:
         raise CorruptCheckpointError(
-            f"{path / 'config.json'}: transformers {transformers_version} refuses it: {_first_line(error)}; "
+            f"{path / 'config.json'}: transformers {transformers_version} refuses it: {one_line(error)}; "
             "correct the configuration, or download it again"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -112,6 +149,22 @@ def check_model_type(config_file: Path, config: dict[str, object]) -> None:
         f"{config_file}: model_type {model_type!r} is unknown to the installed transformers {transformers_version}; "
         f"{asks}{remedy}"
     )
+
+
+def _check_limits(config_file: Path, values: dict[str, object]) -> None:
+    """Raises CorruptCheckpointError where a number, also of a configuration within, is beyond its limits."""
+    parts = [values]
+    while parts:
+        part = parts.pop()
+        for key, value in part.items():
+            if isinstance(value, dict):
+                parts.append(value)
+            for name, least, most in _LIMITS:
+                if isinstance(value, int) and name.fullmatch(key) and not least <= value <= most:
+                    raise CorruptCheckpointError(
+                        f"{config_file}: {key} is {value}; expected {least} to {most:,}; "
+                        "correct the configuration, or download it again"
+                    )
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -176,7 +229,3 @@ def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 value = tensor.detach().to(torch.float32)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 setattr(module, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

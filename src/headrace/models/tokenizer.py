@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 
 from jinja2 import TemplateError
 
-from headrace.errors import CheckpointError, CorruptCheckpointError, OptionError, RequestError
-from headrace.models.transformers_api import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
+from headrace.checkpoint.files import TOKENIZER_FILES, check_place, check_size, open_plain, read_json
+from headrace.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    OptionError,
+    RequestError,
+    UnsupportedCheckpointError,
+    WeightMismatchError,
+    one_line,
+)
+from headrace.models.transformers_api import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TokenizersBackend,
+    compile_chat_template,
+)
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -33,6 +48,11 @@ class Tokenizer:
         tokenizer = self._tokenizer
         shared = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
         return None if tokenizer.pad_token_id is None or tokenizer.pad_token_id in shared else tokenizer.pad_token_id
+
+    @property
+    def num_words(self) -> int:
+        """The size of the vocabulary without the tokens that were added to it, of which a model may lack some."""
+        return self._tokenizer.vocab_size
 
     @property
     def has_chat_template(self) -> bool:
@@ -124,6 +144,7 @@ class Tokenizer:
 class WithoutTokenizer:
     """In the place of a tokenizer where there is none: prompts are token ids, and answers have no text."""
 
+    num_words = 0
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     has_chat_template = False
@@ -161,28 +182,88 @@ def load_tokenizer(
 
     Raises:
         CheckpointError: there is no tokenizer and it is not `optional`, or it cannot be read.
-        OptionError: the template file cannot be read.
+        OptionError: the template file cannot be read, or is no template.
     """
-    if not any((path / name).exists() for name in _FILES):
+    present = [path / name for name in TOKENIZER_FILES if os.path.lexists(path / name)]
+    for file in present:
+        check_place(file, path)
+        with open_plain(file) as stream:
+            check_size(file, os.fstat(stream.fileno()).st_size)
+    if not any(file.name in _FILES for file in present):
         if optional:
             return WithoutTokenizer()
         raise CheckpointError(f"{path}: no tokenizer; expected one of {', '.join(_FILES)}; add it to the folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # every tokenizer class fails in its own way
-        raise CorruptCheckpointError(
-            f"{path}: the tokenizer cannot be read: {type(error).__name__}: {error}; download it again"
-        ) from error
-    return Tokenizer(tokenizer, read_chat_template(chat_template))
+        raise _explain(path, present, error) from error
+    template = read_chat_template(chat_template)
+    if template is None:
+        _check_own_template(path, present, tokenizer)
+    return Tokenizer(tokenizer, template)
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer | WithoutTokenizer, vocab_size: int) -> None:
+    """Raises WeightMismatchError where text would become tokens that a model of `vocab_size` has no embedding for."""
+    if tokenizer.num_words > vocab_size:
+        names = ", ".join(name for name in _FILES if (path / name).exists())
+        raise WeightMismatchError(
+            f"{path}: the tokenizer ({names}) has {tokenizer.num_words} words, the model {vocab_size}; "
+            "expected no more than the model; use the tokenizer of this model"
+        )
 
 
 def read_chat_template(file: Path | str | None) -> str | None:
     """Returns the content of a template file, where one is named.
 
     Raises:
-        OptionError: it cannot be read.
+        OptionError: it cannot be read, or is no Jinja template.
     """
+    if file is None:
+        return None
     try:
-        return None if file is None else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"chat template {file} cannot be read: {error}") from error
+        template = Path(file).read_text(encoding="utf-8")
+        compile_chat_template(template)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise OptionError(
+            f"chat template {file} cannot be read: {one_line(error)}; expected a Jinja template in UTF-8"
+        ) from error
+    return template
+
+
+def _explain(path: Path, present: Sequence[Path], error: Exception) -> CheckpointError:
+    """Names the file that a tokenizer could not be read from, where it can be found out."""
+    for file in present:
+        try:
+            if file.suffix == ".json":
+                values = read_json(file)
+                if file.name == "tokenizer_config.json" and values.get("auto_map"):
+                    return UnsupportedCheckpointError(
+                        f"{file}: the tokenizer brings its own code, which Headrace never runs; expected one that "
+                        "transformers has built in; choose another model, or add a tokenizer.json"
+                    )
+            elif file.suffix != ".model":
+                file.read_text(encoding="utf-8")
+        except CheckpointError as damage:
+            return damage
+        except (OSError, UnicodeDecodeError) as damage:
+            return CorruptCheckpointError(f"{file}: not a text in UTF-8 ({damage}); download or copy the file again")
+    names = ", ".join(file.name for file in present)
+    return CorruptCheckpointError(
+        f"{path}: the tokenizer cannot be read from {names}: {type(error).__name__}: {one_line(error)}; "
+        "download or copy these files again"
+    )
+
+
+def _check_own_template(path: Path, present: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises CorruptCheckpointError where the checkpoint's own chat template is no Jinja template."""
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates or ""]:
+        try:
+            compile_chat_template(template)
+        except TemplateError as error:
+            names = [file.name for file in present if file.name.startswith("chat_template")]
+            raise CorruptCheckpointError(
+                f"{path / (names or ['tokenizer_config.json'])[0]}: the chat template is no Jinja template: "
+                f"{one_line(error)}; download the file again, or give --chat-template FILE"
+            ) from error

@@ -37,6 +37,7 @@ from transformers.masking_utils import causal_mask_function
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as _falcon_rotary
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as _build_mpt_alibi
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 # A module of one architecture's own class. torch types every attribute of a module as `Tensor | Module`, and the
 # classes are not to be imported one by one; what is read of them is held by the parity tests instead.
@@ -47,6 +48,8 @@ alibi_slopes: Any = _get_alibi_slopes
 # Untyped: (query, key, cos, sin) -> (query, key), and (number of heads, length) -> (H, 1, length).
 falcon_rotary: Any = _falcon_rotary
 mpt_alibi: Any = _build_mpt_alibi
+# Untyped: takes a chat template and compiles it, with what transformers adds to Jinja.
+compile_chat_template: Any = _compile_jinja_template
 
 __all__ = [
     "CONFIG_MAPPING",
@@ -68,6 +71,7 @@ __all__ = [
     "WeightRenaming",
     "alibi_slopes",
     "causal_mask_function",
+    "compile_chat_template",
     "falcon_rotary",
     "get_model_conversion_mapping",
     "mpt_alibi",

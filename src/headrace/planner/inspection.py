@@ -13,7 +13,7 @@ from headrace.models.choices import dtype_of_config
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
 from headrace.models.observation import layer_table
 from headrace.models.skeleton import automatic_dtype, build_outline
-from headrace.models.tokenizer import Tokenizer, load_tokenizer
+from headrace.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import ParameterSource, WeightMap, build_random_weight_map, build_weight_map
 from headrace.planner.calibration import calibrate
@@ -86,6 +86,7 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
     weights = build_weight_map(outline, checkpoint) if checkpoint else build_random_weight_map(outline)
     table = _layer_table(outline, unsupported)
     tokenizer = load_tokenizer(path, optional=True)
+    check_vocabulary(path, tokenizer, outline.config.get_text_config().vocab_size)
     hardware = calibrate(device, dtype)
     active = _active_parameters(weights, outline.config.get_text_config().to_dict())
     multiplied = _multiplied(weights, active)

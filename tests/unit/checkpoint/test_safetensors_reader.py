@@ -59,7 +59,7 @@ def entry(**changes: object) -> dict[str, object]:
     [
         (b'{"a": ', "not JSON"),
         (b"{\xff}", "not JSON"),
-        (b'{"a": 1, "a": 1}', "a twice"),
+        (b'{"a": 1, "a": 1}', "'a' twice"),
         ({"a": {"dtype": "F32", "shape": [6]}}, "lacks"),
         ({"a": [1]}, "lacks"),
         (entry(shape=[2, 4]), "32 bytes"),
@@ -133,9 +133,19 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, target
         read_index(index)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
-def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "not an index"),
+        ('{"weight_map": []}', "not an index"),
+        ('{"weight_map": {"a": 1}}', "not an index"),
+        ('{"weight_map": {"a": "pytorch_model.bin"}}', "expected the name of a .safetensors file"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, says: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
-    with pytest.raises(CorruptCheckpointError, match="not an index"):
+    with pytest.raises(CorruptCheckpointError, match=says):
         read_index(index)

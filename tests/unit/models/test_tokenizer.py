@@ -136,7 +136,20 @@ def test_a_folder_without_a_tokenizer_is_an_error_unless_none_is_needed(tmp_path
         assert refused.value.code == "no_tokenizer"
 
 
-def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": ')
-    with pytest.raises(CorruptCheckpointError, match="the tokenizer cannot be read"):
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.json: not JSON .*download"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_transformers_refuses_names_the_files_it_was_read_from(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Bleep"}}')
+    with pytest.raises(CorruptCheckpointError, match=r"the tokenizer cannot be read from tokenizer\.json: "):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_file_that_does_not_compile_is_the_user_s_mistake(stories: Path, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for message in messages %}")
+    with pytest.raises(OptionError, match="expected a Jinja template"):
+        load_tokenizer(stories, file)
