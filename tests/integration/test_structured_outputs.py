@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace import LLM, GenerationRequest, RequestOutput, SamplingParams, StructuredOutputs
+from headrace.engine.moving import KVMoving
 from headrace.errors import RequestError
 from headrace.kv_cache.manager import KVCacheManager
 from tests.integration.commands import headrace
@@ -54,7 +55,7 @@ SHORT: dict[str, Any] = {
     "required": ["name", "good"],
     "additionalProperties": False,
 }
-ONCE = [1, 403, 407, 261, 378]
+BEGIN = [1, 45, 60]
 
 
 def is_order(text: str) -> bool:
@@ -118,11 +119,11 @@ def test_json_at_temperature_1_is_valid_for_every_seed(demo: LLM) -> None:
     requests = [
         asked(demo, seed, NOTES[seed % 4], structured_outputs=StructuredOutputs(json=ORDER), temperature=1, seed=seed,
               max_tokens=400)
-        for seed in range(100)
+        for seed in range(64)
     ]  # fmt: skip
     answers = [output.outputs[0] for output in run(demo, requests)]
     assert {answer.finish_reason for answer in answers} == {"stop"}
-    assert len({answer.text for answer in answers}) > 20
+    assert len({answer.text for answer in answers}) > 10
     assert not [answer.text for answer in answers if not is_order(answer.text)]
 
 
@@ -137,9 +138,12 @@ def test_what_the_model_would_say_anyway_stays_as_it_is(demo: LLM) -> None:
 def test_json_cut_at_max_tokens_is_a_beginning_and_says_so(demo: LLM) -> None:
     wanted = StructuredOutputs(json=ORDER)
     whole = run(demo, [asked(demo, 0, structured_outputs=wanted, temperature=0, max_tokens=400)])[0].outputs[0]
-    for length in range(1, len(whole.token_ids) + 1):
-        params = {"structured_outputs": wanted, "temperature": 0, "max_tokens": length}
-        (answer,) = run(demo, [asked(demo, 0, **params)])[0].outputs
+    lengths = range(1, len(whole.token_ids) + 1)
+    params = {"structured_outputs": wanted, "temperature": 0}
+    for length, output in zip(
+        lengths, run(demo, [asked(demo, length, max_tokens=length, **params) for length in lengths]), strict=True
+    ):
+        (answer,) = output.outputs
         assert whole.text.startswith(answer.text)
         assert answer.finish_reason == ("length" if length < len(whole.token_ids) else "stop")
 
@@ -147,16 +151,12 @@ def test_json_cut_at_max_tokens_is_a_beginning_and_says_so(demo: LLM) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_models_that_know_no_json_write_it_too(trained: LLM, temperature: float) -> None:
     params = SamplingParams(
-        structured_outputs=StructuredOutputs(json=SHORT), temperature=temperature, n=100 if temperature else 1,
-        max_tokens=200, seed=0,
+        structured_outputs=StructuredOutputs(json=SHORT), temperature=temperature, n=60 if temperature else 1,
+        max_tokens=250, seed=0,
     )  # fmt: skip
-    (output,) = trained.generate([ONCE], params)
-    assert not [
-        answer.text for answer in output.outputs if answer.finish_reason == "stop" and not is_short(answer.text)
-    ]
-    # With 64 spaces between any two parts 200 tokens may be too few; then it says so.
-    assert {answer.finish_reason for answer in output.outputs} <= {"stop", "length"}
-    assert [answer.finish_reason for answer in output.outputs].count("stop") > len(output.outputs) // 2
+    (output,) = trained.generate([BEGIN], params)
+    assert not [answer.text for answer in output.outputs if not is_short(answer.text)]
+    assert {answer.finish_reason for answer in output.outputs} == {"stop"}
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
@@ -166,7 +166,7 @@ def test_an_answer_ends_where_nothing_but_the_end_can_follow(trained: LLM, ignor
     params = SamplingParams(
         structured_outputs=wanted, temperature=1, n=40, seed=1, max_tokens=40, ignore_eos=ignore_eos
     )
-    (output,) = trained.generate([ONCE], params)
+    (output,) = trained.generate([BEGIN], params)
     for answer in output.outputs:
         assert re.fullmatch("[a-z]{2}[0-9]{3}!", answer.text)
         assert (answer.finish_reason, answer.stop_reason) == ("stop", None)
@@ -177,14 +177,14 @@ def test_stop_strings_and_stop_tokens_go_with_a_form(trained: LLM) -> None:
     """A stop string cuts the text where it comes; a stop token comes only where the text may end."""
     wanted = StructuredOutputs(regex="a{4}(b+)")
     (cut,) = trained.generate(
-        [ONCE], SamplingParams(structured_outputs=wanted, stop=["b"], max_tokens=20, temperature=0)
+        [BEGIN], SamplingParams(structured_outputs=wanted, stop=["b"], max_tokens=20, temperature=0)
     )
     assert (cut.outputs[0].text, cut.outputs[0].stop_reason) == ("aaaa", "b")
     ends = list(range(3, 200))
     params = SamplingParams(
         structured_outputs=wanted, stop_token_ids=ends, max_tokens=20, temperature=1, n=20, seed=3, ignore_eos=True
     )
-    (ended,) = trained.generate([ONCE], params)
+    (ended,) = trained.generate([BEGIN], params)
     for answer in ended.outputs:
         assert answer.finish_reason == "length" or answer.stop_reason in ends
         assert re.fullmatch("a{4}b+", answer.text)
@@ -241,8 +241,10 @@ def test_guided_rows_that_give_up_their_kv_go_on_where_they_were(demo_model: str
             for number in range(8)
         ]  # fmt: skip
         expected = [tokens_of(output) for output in run(llm, requests)]
-        groups = engine.executor.model.table.groups
-        engine.scheduler._cache = KVCacheManager(groups, num_blocks=[20] * len(groups))
+        cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[5])
+        moves = engine.executor.moves
+        assert isinstance(moves, KVMoving)
+        engine.scheduler._cache = moves._cache = cache
         outputs = run(llm, requests)
         assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
         assert [tokens_of(output) for output in outputs] == expected
@@ -263,7 +265,7 @@ def test_a_row_whose_form_cannot_be_followed_fails_alone(demo: LLM) -> None:
     found = [output.error for output in outputs if output is not outputs[1]]
     assert [error and error.code for error in found] == [code for *_, code in bad.values()]
     with pytest.raises(RequestError, match="Invalid type: thing"):
-        demo.generate([ONCE], SamplingParams(structured_outputs=StructuredOutputs(json={"type": "thing"})))
+        demo.generate([BEGIN], SamplingParams(structured_outputs=StructuredOutputs(json={"type": "thing"})))
 
 
 def test_an_empty_text_is_an_end_token_alone(demo: LLM) -> None:
