@@ -34,8 +34,8 @@ END_MARK = "<|headrace end of guided text|>"
 _NUM_THREADS = 2
 _MAX_GRAMMARS = 64
 """Compiled grammars that are kept; some MiB each for large schemas."""
-# What may stand between the parts of a JSON text. Without a bound a small model can go on with spaces for ever.
-_WHITESPACE = r"[ \n\r\t]{1,64}"
+# What may stand between the parts of a JSON text: without a bound a small model goes on with spaces for ever.
+_WHITESPACE = r" |\n[ \t]{0,12}"
 
 
 class Definable(Protocol):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from headrace.cli.options import add_sampling_options, describe_sampling, sampling_params
 from headrace.errors import OptionError
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling, SamplingParams
+from headrace.sampling.structured_outputs import StructuredOutputs
 
 
 def parsed(*arguments: str) -> SamplingParams:
@@ -47,3 +49,30 @@ def test_the_start_line_tells_what_is_on() -> None:
     assert describe_sampling(everything, max_tokens="9") == (
         "sampling: temperature 0.7, top_k 5, top_p 0.9, min_p 0.1, max_tokens 9, min_tokens 2, stop '\\n' 'b'"
     )
+
+
+def test_a_form_of_the_answer_is_read_from_its_option(tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "answers.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "a" | "b"')
+    assert parsed("--json-schema", str(schema)).structured_outputs == StructuredOutputs(json=True)
+    assert parsed("--regex", "a+").structured_outputs == StructuredOutputs(regex="a+")
+    assert parsed("--choice", "a", "--choice", "b").structured_outputs == StructuredOutputs(choice=["a", "b"])
+    assert parsed("--grammar", str(grammar)).structured_outputs == StructuredOutputs(grammar='start: "a" | "b"')
+    assert "answers of one form (regex)" in describe_sampling(
+        resolved(structured_outputs=StructuredOutputs(regex="a+")), max_tokens="9"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--regex", "("], r"^--regex: the regular expression is refused: .*unclosed group"),
+        (["--json-schema", "nowhere.json"], r"^--json-schema nowhere\.json cannot be read"),
+        (["--regex", "a", "--choice", "b"], r"^--regex and --choice: regex and choice are given"),
+        (["--regex", "a", "--min-tokens", "3"], r"^--min-tokens: "),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused_before_a_model_is_loaded(arguments: list[str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parsed(*arguments)

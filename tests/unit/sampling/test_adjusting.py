@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
+from headrace.errors import RequestError
 from headrace.sampling.adjusting import adjust
 from headrace.sampling.parameters import ResolvedSampling
 
@@ -79,3 +81,39 @@ def test_an_answer_without_tokens_has_no_penalties_of_openai() -> None:
 
 def test_nothing_is_adjusted_by_default() -> None:
     assert not ResolvedSampling(max_tokens=9).adjusts_logits
+
+
+def test_logits_processors_get_both_parts_of_the_row_and_follow_one_another() -> None:
+    seen: list[tuple[Sequence[int], Sequence[int]]] = []
+
+    def watch(prompt_ids: Sequence[int], output_ids: Sequence[int], logits: Tensor) -> Tensor:
+        seen.append((prompt_ids, output_ids))
+        return logits * 2
+
+    def in_place(prompt_ids: Sequence[int], output_ids: Sequence[int], logits: Tensor) -> Tensor:
+        logits[7] = 100.0
+        return logits
+
+    found = adjusted(make_logits(), logits_processors=(watch, in_place))
+    expected = make_logits() * 2
+    expected[7] = 100.0
+    assert torch.equal(found, expected)
+    assert seen == [(tuple(PROMPT), tuple(OUTPUT))]
+
+
+def broken(prompt_ids: Sequence[int], output_ids: Sequence[int], logits: Tensor) -> Tensor:
+    raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        (broken, "logits processor broken failed: KeyError: 'gone'"),
+        (lambda *row: row[2][:-1], r"it returned \(49,\); expected a tensor of shape \(50,\)"),
+        (lambda *row: None, "it returned NoneType; expected a tensor"),
+    ],
+)
+def test_a_logits_processor_that_fails_is_an_error_of_the_request(processor: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        adjusted(make_logits(), logits_processors=(processor,))
+    assert (caught.value.code, caught.value.param) == ("logits_processor_failed", "logits_processors")

@@ -253,3 +253,16 @@ def test_temporaries_stay_within_the_bound() -> None:
             held += event.cpu_memory_usage
             torch_peak = max(torch_peak, held)
     assert bound // 4 < torch_peak + numpy_peak <= bound
+
+
+def test_a_row_whose_processor_fails_has_an_error_and_the_others_their_tokens() -> None:
+    def broken(*row: object) -> Tensor:
+        raise ValueError("no")
+
+    logits = make_logits(3, 300)
+    rows = [make_row(seed=seed, temperature=1.0) for seed in range(3)]
+    expected = token_ids(logits, rows)
+    rows[1] = make_row(temperature=1.0, logits_processors=(broken,))
+    found = sample(logits, rows)
+    assert [token.error is None for token in found] == [True, False, True]
+    assert [found[0].token_id, found[2].token_id] == [expected[0], expected[2]]
