@@ -14,7 +14,7 @@ SLOW_FRACTION ?= 0.05
 # Every test runs on one thread, so that each core takes some; more than four would need much memory.
 PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test verify check bench canary docs clean help
+.PHONY: demo test verify models check bench canary docs clean help
 
 demo: $(STAMP) ## Run the example job on the model that comes with the package, and score its answers
 	@mkdir -p build
@@ -29,7 +29,13 @@ verify: $(STAMP) ## Run everything, slow suites included, and write docs/verifie
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest $(PARALLEL) --thorough --junitxml=build/verify.xml --figures=build/figures.json
 	@$(MAKE) --no-print-directory demo >build/demo.txt || { cat build/demo.txt; exit 1; }
+	@$(BIN)/python scripts/write_models_page.py --junit build/verify.xml
 	@$(BIN)/python scripts/write_verified.py --junit build/verify.xml --figures build/figures.json --demo build/demo.txt
+
+models: $(STAMP) ## Run every architecture against transformers, and write docs/models.md
+	@mkdir -p build
+	@$(BIN)/python -m pytest $(PARALLEL) --junitxml=build/models.xml tests/parity/test_all_types.py
+	@$(BIN)/python scripts/write_models_page.py --junit build/models.xml
 
 check: $(STAMP) ## Check format, lint and types
 	@$(BIN)/ruff format --check .

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend
-from headrace.engine.engine import Engine
+from headrace.engine.engine import Engine, salt_and_restart
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor, Sampled, Sampler, Schedule, token_ids
 from headrace.executor.pools import build_pools
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.models.layer_table import LayerTable
+from headrace.models.layer_table import LayerTable, LengthRule
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.observation import observe
 from headrace.models.takeover import EngineModel
@@ -89,7 +89,7 @@ class Rig:
     scheduler: Scheduler
     cache: KVCacheManager
     executor: Runner
-    salt: Callable[[int], str]
+    length_rule: LengthRule | None
     _ids: Iterator[int] = field(default_factory=lambda: iter(range(10**9)))
 
     def run(
@@ -110,10 +110,12 @@ class Rig:
                     sample_index=sample,
                     prompt_ids=row.prompt,
                     max_tokens=row.num_new,
-                    salt=self.salt(len(row.prompt)),
+                    salt=salt,
+                    restart=restart,
                 ),
             )
             for request_id, row in enumerate(rows)
+            for salt, restart in [salt_and_restart(self.length_rule, len(row.prompt))]
             for sample in range(row.num_samples)
         ]
         num_sweeps = 0
@@ -167,7 +169,7 @@ def make_rig(
     executor = Executor(
         model=model, points=points, contexts=contexts, schedule=shape.schedule, products=shape.products()
     )
-    return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor, salt=table.salt)
+    return Rig(scheduler=Scheduler(kv_cache, limits), cache=kv_cache, executor=executor, length_rule=table.length_rule)
 
 
 def executor_of(rig: Rig) -> Executor:

@@ -19,13 +19,14 @@ from headrace.engine.requests import GenerationRequest
 from headrace.errors import RequestError
 from headrace.executor.block_moves import BlockMoveError
 from headrace.executor.executor import Executor, Sampled, token_ids
+from headrace.models.layer_table import LengthRule
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.guidance import Guidance
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling
 from headrace.scheduler.scheduler import Scheduler
-from headrace.scheduler.sequence import Rejection, Status
+from headrace.scheduler.sequence import Rejection, Restart, Status
 from headrace.scheduler.sequence import Sequence as ScheduledSequence
 from headrace.scheduler.sweep import Chunk, Sweep
 from headrace.storage.governor import Governor
@@ -64,7 +65,7 @@ class Engine:
         speed: what the engine was measured to do so far.
         filling: how large sweeps hide the reading of their weights; None where all weights stay.
         speculate: tokens are guessed where computing them costs no time.
-        salt: keeps apart what rows of so many prompt tokens leave in the prefix cache.
+        length_rule: how KV depends on how long a row is; None where it does not.
         give_back: gives the memory of KV blocks, named by group, back to the system where that is possible.
         finished: outputs that nobody has taken yet, by ticket; whoever added the request takes it out.
     """
@@ -81,7 +82,7 @@ class Engine:
     speed: SweepSpeed = field(default_factory=SweepSpeed)
     filling: Filling | None = None
     speculate: bool = True
-    salt: Callable[[int], str] = lambda num_prompt_tokens: ""
+    length_rule: LengthRule | None = None
     give_back: Callable[[Sequence[Sequence[int]]], None] = lambda blocks: None
     finished: dict[int, RequestOutput] = field(default_factory=dict)
     _running: dict[int, _Running] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Engine:
             sequences=[],
             num_open=sampling.n,
         )
+        salt, restart = salt_and_restart(self.length_rule, len(request.prompt_token_ids))
         self._running[running.ticket] = running
         self._num_waiting_tokens += len(request.prompt_token_ids)
         for index in range(sampling.n):
@@ -135,7 +137,8 @@ class Engine:
                 max_tokens=sampling.max_tokens,
                 min_tokens=sampling.min_tokens,
                 stop_ids=sampling.ending_token_ids,
-                salt=self.salt(len(request.prompt_token_ids)),
+                salt=salt,
+                restart=restart,
                 scores_prompt=sampling.prompt_logprobs is not None and index == 0,
                 guesses=not sampling.depends_on_each_token,
             )
@@ -353,6 +356,16 @@ def _not_finite() -> RequestError:
         "or the checkpoint damaged",
         code="non_finite_logits",
     )
+
+
+def salt_and_restart(rule: LengthRule | None, num_prompt_tokens: int) -> tuple[str, Restart | None]:
+    """Returns what keeps a row's KV apart from that of rows of other lengths, and when it is of no use any more."""
+    if rule is None:
+        return "", None
+    salt = rule.salt(num_prompt_tokens)
+    if not rule.starts_again or num_prompt_tokens > rule.threshold:
+        return salt, None
+    return salt, Restart(num_tokens=rule.threshold, salt=rule.salt(rule.threshold + 1))
 
 
 def failed_output(request: GenerationRequest, error: RequestError) -> RequestOutput:

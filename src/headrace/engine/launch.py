@@ -259,7 +259,7 @@ def _assemble(
         speed=speed,
         filling=filling,
         speculate=options.speculate,
-        salt=placed.model.table.salt,
+        length_rule=placed.model.table.length_rule,
         give_back=pools.give_back if tiers.device.type == "cpu" else lambda blocks: None,
     )
 

@@ -89,7 +89,7 @@ class ContextBuilder:
             pools=self._pools,
             attention=self._attention,
             waits=waits,
-            row_lengths=np.maximum(positions + 1, np.repeat([chunk.num_prompt_tokens for chunk in chunks], lengths)),
+            row_lengths=np.maximum(positions + 1, np.repeat([chunk.num_at_once for chunk in chunks], lengths)),
             skipped_layers=self._skipped_layers,
         )
 

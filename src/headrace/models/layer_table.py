@@ -85,10 +85,12 @@ class LengthRule:
     Attributes:
         threshold: rows of up to so many tokens are turned alike.
         each_length: longer rows are turned by their length; else they are turned alike, too.
+        starts_again: `generate` computes a row again, all of it at once, when it grows beyond the threshold.
     """
 
     threshold: int
     each_length: bool
+    starts_again: bool = False
 
     def salt(self, num_prompt_tokens: int) -> str:
         """Returns the same for rows that may share keys."""
@@ -165,10 +167,6 @@ class LayerTable:
                 kept = num_tokens if layer.memory.window is None else min(num_tokens, layer.memory.window)
                 total += kept * layer.memory.numbers_per_token * dtype_bytes
         return total
-
-    def salt(self, num_prompt_tokens: int) -> str:
-        """Returns what keeps rows apart in the prefix cache that would not leave the same keys there."""
-        return "" if self.length_rule is None else self.length_rule.salt(num_prompt_tokens)
 
     def points(self) -> list[Point]:
         """Where a micro-batch may wait for bytes, in the order in which it comes there."""

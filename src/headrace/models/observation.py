@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
 from headrace.models.skeleton import outline_of
 from headrace.models.takeover import run_forward, take_over
-from headrace.models.transformers_api import ForeignModule, PretrainedConfig
+from headrace.models.transformers_api import ForeignModule, PretrainedConfig, PreTrainedModel
 
 _NUM_TOKENS = 2
 
@@ -63,12 +63,19 @@ def observe(config: PretrainedConfig) -> LayerTable:
         hidden_size=config.get_text_config().hidden_size,
         num_heads=max(watch.num_heads.values(), default=0),
         max_positions=_max_positions(config.get_text_config()),
-        length_rule=next(filter(None, map(rotary.rule_of, model.modules())), None),
+        length_rule=_length_rule(model),
         layers=tuple(
             LayerSpec(memory=watch.memories.get(layer), experts=watch.mixtures.get(layer))
             for layer in range(num_layers)
         ),
     )
+
+
+def _length_rule(model: PreTrainedModel) -> LengthRule | None:
+    rule = next(filter(None, map(rotary.rule_of, model.modules())), None)
+    generating = type(model).prepare_inputs_for_generation.__code__
+    starts_again = "original_max_position_embeddings" in generating.co_names  # Phi-3 drops its cache there
+    return None if rule is None else replace(rule, starts_again=starts_again)
 
 
 def _max_positions(config: PretrainedConfig) -> int | None:

@@ -113,6 +113,10 @@ class Scheduler:
             sequence.extend(tokens)
             if sequence.status is Status.FINISHED or self._reject_if_too_long(sequence):
                 self._remove(sequence)
+            elif sequence.num_before_restart is not None and sequence.num_before_restart < 0:
+                self._remove(sequence)
+                sequence.start_again()
+                self._wait_again(sequence)
         return [sequence for sequence, _ in sampling if sequence.finish_reason is not None]
 
     def abandon(self, sweep: Sweep) -> None:
@@ -197,6 +201,7 @@ class Scheduler:
                 continue
             most = min(
                 share,
+                share if sequence.num_before_restart is None else sequence.num_before_restart,
                 sequence.max_tokens - sequence.num_output_tokens - 1,
                 self._cache.room_to_guess(sequence.sequence_id),
             )
@@ -286,7 +291,7 @@ class Scheduler:
                     token_ids=tuple(token_ids[start:stop]),
                     block_tables=block_tables,
                     samples=stop == end,
-                    num_prompt_tokens=len(sequence.prompt_ids),
+                    num_at_once=sequence.num_at_once,
                     num_guessed=len(guess),
                     scores=start < sequence.num_to_score,
                 ),

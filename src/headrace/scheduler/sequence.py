@@ -12,6 +12,14 @@ from headrace.scheduler.guessing import Guessing
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restart:
+    """When a sequence has more than `num_tokens` tokens, all of them are computed again; then `salt` is its salt."""
+
+    num_tokens: int
+    salt: str
+
+
 class Status(Enum):
     """Where a sequence is in its life."""
 
@@ -33,9 +41,11 @@ class Sequence:
         min_tokens: a stop id ends the generation only after this many other tokens.
         stop_ids: tokens that end the generation, end-of-sequence tokens included.
         salt: sequences of different salt share no KV (adapter, KV codec).
+        restart: when it has to be computed again from its first token on.
         scores_prompt: the logits of its prompt are wanted; it shares no KV then, which would leave them out.
         guesses: whether its next tokens may be guessed, for as long as that is room for.
 
+        num_at_once: leading tokens that `generate` would compute at once: the prompt, until it has started again.
         token_ids: all known tokens: the prompt, then what was generated, a stop token included.
         num_computed: leading tokens whose KV or state is committed.
         num_scored: leading tokens whose logits have been computed, where they are wanted.
@@ -54,9 +64,11 @@ class Sequence:
     min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()
     salt: str = ""
+    restart: Restart | None = None
     scores_prompt: bool = False
     guesses: bool = True
 
+    num_at_once: int = field(init=False)
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)
     num_scored: int = field(init=False, default=0)
@@ -72,6 +84,7 @@ class Sequence:
         assert self.prompt_ids, f"sequence {self.sequence_id} has no token to begin with"
         assert self.max_tokens > 0, f"sequence {self.sequence_id} would generate {self.max_tokens} tokens"
         self.token_ids = list(self.prompt_ids)
+        self.num_at_once = len(self.prompt_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +101,16 @@ class Sequence:
         """Number of leading tokens whose logits are still wanted: all of the prompt but the last, which is sampled."""
         done = not self.scores_prompt or self.num_scored >= len(self.prompt_ids) - 1
         return 0 if done else len(self.prompt_ids) - 1
+
+    @property
+    def num_before_restart(self) -> int | None:
+        """How many more tokens it can have before it starts again; None if it does not."""
+        return None if self.restart is None else self.restart.num_tokens - len(self.token_ids)
+
+    def start_again(self) -> None:
+        """What was computed of it is of no use any more."""
+        assert self.restart is not None
+        self.salt, self.restart, self.num_at_once = self.restart.salt, None, len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:

@@ -29,7 +29,7 @@ class Chunk:
         block_tables: one table for each KV group. `full` and `sliding`: the block of position p is entry
             p // block_tokens, -1 where no token will read it any more. `state`: (source slot, target slot); the source
             holds the state after `start` tokens, -1 the zero state; the target receives the state after `stop` tokens.
-        num_prompt_tokens: of the sequence, whichever of its tokens these are.
+        num_at_once: leading tokens of the sequence that `generate` would compute at once, whichever these are.
         samples: whether a token is to be drawn after the last one: it is the last token the sequence knows.
         num_guessed: of the last tokens so many are a guess; a token is drawn before each of them, too.
         scores: whether the logits of all tokens are wanted.
@@ -40,7 +40,7 @@ class Chunk:
     token_ids: tuple[int, ...]
     block_tables: tuple[tuple[int, ...], ...]
     samples: bool
-    num_prompt_tokens: int = 0
+    num_at_once: int = 0
     num_guessed: int = 0
     scores: bool = False
 
