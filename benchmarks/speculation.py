@@ -3,8 +3,8 @@
     python -m benchmarks.speculation
     python -m benchmarks.speculation --rows 1 8 64 --disk-bandwidth 40MB/s
 
-The demo model is trained, so that its answers repeat what its prompts say. It has 1.8 MB, whose reading is throttled here,
-so that a sweep waits for them as one of a large model does.
+The demo model is trained, so that its answers repeat what its prompts say. It has 1.8 MB, whose reading is throttled
+here, so that a sweep waits for them as one of a large model does.
 """
 
 from __future__ import annotations

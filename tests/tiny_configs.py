@@ -299,26 +299,6 @@ FURTHER_CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Architectures beyond the families, one or more of each."""
 
-_GEMMA4_PARTS: dict[str, Any] = {
-    "text_config": FURTHER_CONFIGS["gemma4_text"],
-    "vision_config": {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "position_embedding_size": 16,
-    },
-    "audio_config": None,
-    "pad_token_id": 0,
-    "image_token_id": 90,
-    "video_token_id": 91,
-    "audio_token_id": 92,
-}
-FURTHER_CONFIGS |= {
-    "gemma4": {"model_type": "gemma4", **_GEMMA4_PARTS},
-    "gemma4_unified_text": {**FURTHER_CONFIGS["gemma4_text"], "model_type": "gemma4_unified_text"},
-}
+FURTHER_CONFIGS["gemma4_unified_text"] = {**FURTHER_CONFIGS["gemma4_text"], "model_type": "gemma4_unified_text"}
 
 CONFIGS = TINY_CONFIGS | MANY_EXPERTS | FURTHER_CONFIGS

@@ -44,6 +44,7 @@ from headrace.storage.governor import Governor
 from headrace.trace import NoTrace
 from tests.tiny_configs import VOCAB_SIZE
 from tests.tiny_models import make_tiny_model
+from tests.tiny_types import tiny_values
 
 ALL_KINDS: frozenset[PointKind] = frozenset({"embedding", "layer", "attention", "experts", "head"})
 MANY_BLOCKS = 400
@@ -236,7 +237,8 @@ def table_of(model: PreTrainedModel) -> LayerTable:
 @cache
 def generated(name: str, prompt: tuple[int, ...], num_new: int) -> list[int]:
     """Returns what transformers' `generate` gives for one row alone, greedily in fp32."""
-    return generate_alone(tiny_reference(name), prompt, num_new)
+    remembers = "dynamic" in str(tiny_values(name).get("rope_parameters"))  # frequencies of the longest row so far
+    return generate_alone(make_tiny_model(name) if remembers else tiny_reference(name), prompt, num_new)
 
 
 def generate_alone(model: PreTrainedModel, prompt: Sequence[int], num_new: int) -> list[int]:

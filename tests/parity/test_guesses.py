@@ -60,13 +60,25 @@ def test_guesses_change_no_token(name: str, rows: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "n": 3}])
-def test_a_streamed_model_says_the_same_with_and_without_guesses(params: dict[str, float], tmp_path: Path) -> None:
+def test_a_streamed_model_says_the_same_with_and_without_guesses(
+    params: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guesses: list[tuple[int, ...]] = []
+    look_up = guessing.look_up
+
+    def noted(token_ids: Sequence[int], most: int) -> tuple[int, ...]:
+        guesses.append(look_up(token_ids, most))
+        return guesses[-1]
+
+    monkeypatch.setattr(guessing, "look_up", noted)
     save_sharded(tmp_path)
     prompts = [[5, 6, 7, 8] * 6, [9, 10, 11] * 5, [3, 4] * 9]
     sampling = SamplingParams(max_tokens=40, repetition_penalty=0.5, **params)  # type: ignore[arg-type]
     told = []
     for speculate in (True, False):
-        with LLM(str(tmp_path), weights_on_device=0, max_model_len=128, speculate=speculate) as llm:
+        guesses.clear()
+        with LLM(tmp_path, weights_on_device=0, max_model_len=128, disk_bandwidth="50MB/s", speculate=speculate) as llm:
             outputs = llm.generate(prompts, sampling)
         told.append([[answer.token_ids for answer in output.outputs] for output in outputs])
+        assert any(guesses) == speculate
     assert told[0] == told[1]

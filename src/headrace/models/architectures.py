@@ -56,7 +56,6 @@ EXACT = frozenset(
         "gemma3",
         "gemma3_text",
         "gemma3n_text",
-        "gemma4",
         "gemma4_text",
         "gemma4_unified_text",
         "glm",
@@ -149,6 +148,7 @@ EXACT = frozenset(
 )
 
 _REASONS: dict[str, tuple[str, ...]] = {
+    "it reads weights of its embedding beside the embedding; gemma4_text runs": ("gemma4",),
     "an indexer keeps keys of its own beside those of a layer, and chooses which tokens are read": (
         "axk2",
         "deepseek_v32",

@@ -79,10 +79,13 @@ def _length_rule(model: PreTrainedModel) -> LengthRule | None:
 
 
 def _max_positions(config: PretrainedConfig) -> int | None:
+    """The dynamic kind of rotary scaling stretches the positions that a model was trained for."""
+    rotary_scaling = getattr(config, "rope_parameters", None) or {}
+    stretch = rotary_scaling.get("factor", 1.0) if rotary_scaling.get("rope_type") == "dynamic" else 1.0
     for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
         value = getattr(config, name, None)
         if value is not None:
-            return int(value)
+            return int(value * stretch)
     return None
 
 
