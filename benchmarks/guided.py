@@ -1,9 +1,9 @@
-"""What the form of an answer costs per token: masks in threads beside the sweeps, masks in the engine's thread, and none.
+"""What the form of an answer costs per token: masks in threads beside sweeps, in the engine's thread, and none.
 
     python -m benchmarks.guided                            # the demo model, 32 rows of 64 tokens, 7 rounds
 
-The three take turns, so that whatever else the machine does falls on all of them; what the engine's own thread computes is
-counted beside the time, since other programs do not change it. Every answer has exactly `--tokens`
+The three take turns, so that whatever else the machine does falls on all; the processor time of the engine's own
+thread is counted, too, since other programs change it little. Every answer has exactly `--tokens`
 tokens, guided (a JSON list of numbers that does not end sooner) or not. Prints one line of JSON.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
             {
                 "benchmark": "guided",
                 "microseconds_per_token": {
-                    name: dict(zip(("all", "engine_thread"), pair)) for name, pair in medians.items()
+                    name: dict(zip(("all", "engine_thread"), pair, strict=True)) for name, pair in medians.items()
                 },
                 "rows": arguments.rows,
                 "tokens": arguments.tokens,
