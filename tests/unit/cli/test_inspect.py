@@ -77,14 +77,13 @@ def test_experts_are_counted_as_used_and_in_all(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_model_that_is_refused_is_reported_with_the_reason_and_status_0(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = shared_data / "configs" / "upstream" / "Qwen--Qwen3-30B-A3B_config.json"
-    (tmp_path / "config.json").write_text(config.read_text())
+    (tmp_path / "config.json").write_text('{"model_type": "openai-gpt"}')
     assert main(["inspect", str(tmp_path)]) == 0
     found = lines(capsys.readouterr().out)
-    assert found["supported"].startswith("no: architecture 'qwen3_moe' is not verified to run exactly")
-    assert found["parameters"] == "30.53 B, 3.35 B used per token"
+    assert found["supported"].startswith("no: architecture 'openai-gpt' is refused: it generates without a cache")
+    assert found["parameters"].startswith("116.5")
     assert not {"KV cache", "ideal prefill", "ideal decode"} & found.keys()
 
 

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from headrace.errors import UnsupportedModelError
-from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, StateSpec
+from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable, LengthRule, StateSpec
 from headrace.models.observation import layer_table
 from headrace.schedule.steps import Point
 from tests.parity.harness import tiny_reference
 from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
 
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
@@ -120,16 +121,35 @@ def test_a_grouped_head_width_is_taken_from_the_configuration() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="'gptj'"):
-        layer_table(AutoConfig.for_model("gptj"))
+    with pytest.raises(UnsupportedModelError, match="'xlnet' is refused: it generates without a cache"):
+        layer_table(AutoConfig.for_model("xlnet"))
 
 
-@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
-def test_positions_that_depend_on_the_longest_row_are_refused(rope_type: str) -> None:
-    config = config_of("llama")
-    config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(UnsupportedModelError, match=rope_type):
-        layer_table(config)
+@pytest.mark.parametrize(
+    ("name", "rule", "max_positions"),
+    [
+        ("llama", None, 128),
+        ("llama_dynamic", LengthRule(threshold=32, each_length=True), 128),
+        ("phi3_long", LengthRule(threshold=16, each_length=False, starts_again=True), 128),
+    ],
+)
+def test_a_table_says_how_keys_depend_on_the_length_of_a_row(
+    name: str, rule: LengthRule | None, max_positions: int
+) -> None:
+    table = layer_table(make_tiny_model(name).config)
+    assert (table.length_rule, table.max_positions) == (rule, max_positions)
+
+
+def test_rows_that_leave_the_same_keys_have_the_same_salt() -> None:
+    alike, each = LengthRule(threshold=16, each_length=False), LengthRule(threshold=16, each_length=True)
+    assert alike.salt(3) == alike.salt(16) != alike.salt(17) == alike.salt(40)
+    assert each.salt(3) == each.salt(16) != each.salt(17) != each.salt(40)
+
+
+def test_layers_that_keep_nothing_are_in_no_group() -> None:
+    table = layer_table(make_tiny_model("nemotron_h").config)
+    assert [layer.memory is None for layer in table.layers] == [False, True, False, True]
+    assert sorted(layer for group in table.groups for layer in group.layers) == [0, 2]
 
 
 def test_a_table_cannot_be_changed() -> None:

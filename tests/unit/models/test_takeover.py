@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headrace.executor.executor import Sampled
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext
 from headrace.models.observation import layer_table
 from headrace.models.takeover import EngineModel
 from headrace.sampling.tokens import SampledToken
 from headrace.schedule.steps import Point, Resume, Step
+from headrace.scheduler.sweep import Chunk
 from tests.parity.harness import Row, Shape, executor_of, generate_alone, make_prompt, make_rig, tiny_engine_model
 from tests.tiny_configs import TINY_CONFIGS, VOCAB_SIZE
 from tests.tiny_models import make_tiny_model
@@ -83,9 +85,9 @@ def test_two_taken_over_models_do_not_disturb_each_other(name: str) -> None:
 def test_logits_are_computed_for_the_wanted_tokens_alone(name: str) -> None:
     shapes: list[tuple[int, ...]] = []
 
-    def watch(logits: Tensor, sequences: Sequence[int]) -> list[SampledToken]:
+    def watch(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
         shapes.append(tuple(logits.shape))
-        return [SampledToken(token_id=1) for _ in sequences]
+        return {chunk.sequence_id: [SampledToken(token_id=1)] for chunk in chunks}
 
     make_rig(tiny_engine_model(name), Shape(sweep_tokens=7)).run(ROWS, watch)
     # 5 + 2 prompt tokens, the first row's next one + 6, the second row's last prompt token, its next one.

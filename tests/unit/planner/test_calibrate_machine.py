@@ -58,9 +58,9 @@ def test_shapes_of_every_family_are_found(name: str, tmp_path: Path) -> None:
 def test_a_model_that_is_not_run_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
     monkeypatch.setattr(calibrating, "measure_disk", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(UnsupportedModelError, match="gpt2"):
+    with pytest.raises(UnsupportedModelError, match="xlnet"):
         calibrate_machine(tmp_path, device=CPU)
 
 
