@@ -159,7 +159,7 @@ class SequenceBlocks:
 
     def abandon(self) -> None:
         """Takes back everything since the last commit."""
-        for table, _, block in self._adopted:
+        for table, _, block in reversed(self._adopted):  # what builds on a block is released before it
             table.pool.release(block)
         self._tree.move_pin(self.node, self._committed_node)
         for node, group_id in reversed(self._given):

@@ -118,6 +118,20 @@ def test_nothing_is_shared_with_an_abandoned_sweep() -> None:
     assert cache.begin(1, PROMPT).num_tokens == 0
 
 
+def test_what_an_abandoned_sweep_found_again_is_forgotten_from_its_end_on() -> None:
+    cache = make_cache(FULL, STATE)
+    cache.begin(0, PROMPT)
+    tables(cache, 0, PROMPT, 8)
+    cache.commit(0)
+    cache.free(0)
+    assert cache.begin(1, PROMPT[:8]).num_tokens == 0, "no state was kept to go on from"
+    tables(cache, 1, PROMPT[:8], 4)
+    tables(cache, 1, PROMPT[:8], 8)  # both blocks are there already
+    cache.abandon(1)
+    cache.free(1)
+    assert [len(free) for free in cache.drop_unused()] == [20, 20]
+
+
 def test_a_sliding_group_lets_go_of_what_no_token_will_read() -> None:
     cache = make_cache(FULL, SLIDING)
     cache.begin(0, PROMPT)
