@@ -62,7 +62,8 @@ def observe(config: PretrainedConfig) -> LayerTable:
         max_positions=_max_positions(config.get_text_config()),
         length_rule=next(filter(None, map(rotary.rule_of, model.modules())), None),
         layers=tuple(
-            LayerSpec(memory=watch.memories.get(layer), experts=watch.mixtures.get(layer)) for layer in range(num_layers)
+            LayerSpec(memory=watch.memories.get(layer), experts=watch.mixtures.get(layer))
+            for layer in range(num_layers)
         ),
     )
 
