@@ -29,10 +29,16 @@ _SETTINGS = frozenset(
         "merges.txt",
         "tokenizer.model",
         "spiece.model",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+        "bpe.codes",
+        "word_shape.json",
+        "word_pronunciation.json",
         "chat_template.jinja",
         "chat_template.json",
     }
 )
+_TEMPLATES = "additional_chat_templates/"
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> Path:
@@ -81,7 +87,7 @@ def _download(repository: str, revision: str | None) -> Path:
         return _cached(repository, revision, error)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     try:
-        chosen = sorted(name for name in sizes if name in _SETTINGS)
+        chosen = sorted(name for name in sizes if name in _SETTINGS or name.startswith(_TEMPLATES))
         weights = _choose_weights(where, sizes)
         if weights.endswith(".index.json"):
             index_file = Path(hf_hub_download(repository, weights, revision=revision))

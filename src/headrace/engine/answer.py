@@ -28,6 +28,7 @@ class Answer:
         sampling: ResolvedSampling,
         seed: int,
         decoder: TokenDecoder,
+        only_appends: bool = True,
         prompt_ids: Sequence[int] = (),
     ) -> None:
         self.index = index
@@ -41,7 +42,9 @@ class Answer:
         self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
         self._stop_reason: str | int | None = None
-        self._detokenizer = IncrementalDetokenizer(decoder, skip_special_tokens=sampling.skip_special_tokens)
+        self._detokenizer = IncrementalDetokenizer(
+            decoder, skip_special_tokens=sampling.skip_special_tokens, only_appends=only_appends
+        )
         self._stops = StopStrings(sampling.stop)
         self._told = (0, 0)
 

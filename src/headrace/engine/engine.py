@@ -138,6 +138,7 @@ class Engine:
                 sampling=sampling,
                 seed=seed,
                 decoder=self.tokenizer,
+                only_appends=self.tokenizer.only_appends,
                 prompt_ids=request.prompt_token_ids,
             )
             running.answers.append(answer)

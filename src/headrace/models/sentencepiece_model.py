@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class SentencePieceModel:
     def piece(self, token_id: int) -> str | None:
         """Returns the text of a token; None for -1."""
         return self.pieces[token_id][0] if 0 <= token_id < len(self.pieces) else None
+
+    def without_prefix(self) -> SentencePieceModel:
+        """Returns the same where a text begins as it is written."""
+        return replace(self, add_dummy_prefix=False)
 
 
 def read_sentencepiece(file: Path) -> SentencePieceModel:
@@ -117,14 +121,14 @@ def convert_sentencepiece(model: SentencePieceModel, *, prefix_each_part: bool) 
     special = [AddedToken(text, normalized=False, special=True) for text, _, kind in model.pieces if kind in (2, 3)]
     by_normalizer = model.add_dummy_prefix and prefix_each_part and not own
     tokenizer = Tokenizer(_unigram(model) if model.algorithm == 1 else _bpe(model))
-    steps = [normalizers.Precompiled(model.character_map)] if model.character_map else []
+    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.character_map)] if model.character_map else []
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend(_SPACE)] if by_normalizer else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     if model.add_dummy_prefix and not by_normalizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
-    decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    decoding: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.add_dummy_prefix or model.remove_extra_whitespaces:
         decoding.append(decoders.Strip(" ", left=1, right=0))
     tokenizer.decoder = decoders.Sequence(decoding)

@@ -116,7 +116,6 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
         ("best_of", 1, True),
         ("echo", False, True),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
-        ("tools", [], [{"type": "function"}]),
         ("stream_options", None, {"include_usage": True}),
     ],
 )
