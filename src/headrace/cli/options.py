@@ -74,7 +74,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
     group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")
     group.add_argument("--max-num-batched-tokens", type=whole_number(1), metavar="N", help="tokens of one sweep")
-    group.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template in place of the model's own")
+    group.add_argument(
+        "--chat-template", metavar="FILE", help="Jinja template in place of the model's own, or a name of one of these"
+    )
     group.add_argument(
         "--trace",
         metavar="FILE",

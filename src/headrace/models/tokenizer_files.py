@@ -59,7 +59,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
                 f"{path}: the tokenizer brings its own code, which Headrace never runs; add a tokenizer.json"
             ) from error
         raise CorruptCheckpointError(
-            f"{path}: the tokenizer cannot be read: {type(error).__name__}: {error}; download it again"
+            f"{path}: the tokenizer cannot be read: {type(error).__name__}: {_first_line(error)}; download it again"
         ) from error
     own = [*tokenizer.vocab_files_names.values()]
     if own and not any((path / name).exists() for name in (*_VOCABULARIES, *own)):
