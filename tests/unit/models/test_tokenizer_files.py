@@ -67,7 +67,9 @@ def test_a_tokenizer_json_gives_the_tokens_and_the_text_that_it_says(shared_data
     assert streamed(ours, ours.encode(TEXT)) == theirs.decode(ours.encode(TEXT))
 
 
-@pytest.mark.parametrize(("name", "model_type"), [("gpt2", "gpt2"), ("opt", "opt"), pytest.param("qwen2", "qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("gpt2", "gpt2"), ("opt", "opt"), pytest.param("qwen2", "qwen2", marks=pytest.mark.slow)]
+)
 def test_vocabulary_and_merges_alone_are_a_tokenizer(
     shared_data: Path, tmp_path: Path, name: str, model_type: str
 ) -> None:
