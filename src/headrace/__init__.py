@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headrace.engine.outputs import CompletionOutput, OutputPiece, RequestOutput
     from headrace.engine.requests import GenerationRequest
     from headrace.engine.wrapped import wrap
+    from headrace.models.chat import ChatOptions
     from headrace.sampling.parameters import SamplingParams
     from headrace.sampling.structured_outputs import StructuredOutputs
 
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "ChatOptions",
     "CompletionOutput",
     "GenerationRequest",
     "OutputPiece",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "ChatOptions": "headrace.models.chat",
     "CompletionOutput": "headrace.engine.outputs",
     "GenerationRequest": "headrace.engine.requests",
     "LLM": "headrace.engine.llm",

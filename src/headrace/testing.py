@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from headrace.engine.outputs import CompletionOutput, FinishReason, OutputPiece, RequestMetrics, RequestOutput
-from headrace.engine.requests import ChatMessage, GenerationRequest
+from headrace.engine.requests import GenerationRequest
 from headrace.errors import RequestError
+from headrace.models.chat import ChatMessage, ChatOptions
 from headrace.sampling.parameters import GenerationDefaults, ResolvedSampling, SamplingParams
 from headrace.sampling.tokens import TokenLogprobs
 
@@ -21,15 +22,17 @@ class ByteTokenizer:
 
     has_chat_template: bool = True
 
-    def encode(self, text: str, /) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, /) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[ChatMessage], /) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], options: ChatOptions | None = None, /) -> list[int]:
+        if options is not None and options != ChatOptions():
+            raise RequestError("messages are all that is encoded here", code="tools_not_supported", param="messages")
         if not self.has_chat_template:
             raise RequestError("the model has no chat template", code="no_chat_template", param="messages")
         ids: list[int] = []
         for message in messages:
-            ids += [_TURN, *message["role"].encode(), _CONTENT, *message["content"].encode(), _END]
+            ids += [_TURN, *message["role"].encode(), _CONTENT, *message.get("content", "").encode(), _END]
         return [*ids, _TURN, *b"assistant", _CONTENT]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True, /) -> str:

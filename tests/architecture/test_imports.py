@@ -48,6 +48,7 @@ TORCH_FREE_MODULES = {
     "headrace.engine.options",
     "headrace.engine.requests",
     "headrace.executor.pool_plan",
+    "headrace.models.chat",
     "headrace.models.layer_table",
     "headrace.sampling.guidance",
     "headrace.sampling.parameters",

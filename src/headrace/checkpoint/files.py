@@ -31,6 +31,11 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "bpe.codes",
+    "word_shape.json",
+    "word_pronunciation.json",
     "chat_template.jinja",
     "chat_template.json",
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _SETTINGS = frozenset({"config.json", "generation_config.json", *TOKENIZER_FILES})
+_TEMPLATES = "additional_chat_templates/"
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> Path:
@@ -66,7 +67,7 @@ def _download(repository: str, revision: str | None) -> Path:
         return _cached(repository, revision, error)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     try:
-        chosen = sorted(name for name in sizes if name in _SETTINGS)
+        chosen = sorted(name for name in sizes if name in _SETTINGS or name.startswith(_TEMPLATES))
         weights = _choose_weights(where, sizes)
         if weights.endswith(".index.json"):
             index_file = Path(hf_hub_download(repository, weights, revision=revision))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from headrace.engine.interface import LanguageModel
-    from headrace.engine.requests import ChatMessage
+    from headrace.models.chat import ChatMessage
     from headrace.sampling.parameters import SamplingParams
 
 SUMMARY = "talk with a model"

@@ -65,8 +65,7 @@ def _lines(report: ModelReport) -> list[str]:
     if report.context_tokens is not None:
         rows.append(("context", f"{report.context_tokens:,} tokens"))
     if report.kv_bytes_per_token is not None:
-        state = f", state {format_bytes(report.state_bytes_per_row)} per row" if report.state_bytes_per_row else ""
-        rows.append(("KV cache", f"{format_bytes(report.kv_bytes_per_token)} per token{state}"))
+        rows.append(("KV cache", _kv(report)))
     rows.append(("tokenizer", _tokenizer(report)))
     hardware = report.hardware
     rates = f"{hardware.matrix_rate / 1e9:,.0f} GFLOP/s in {report.dtype}, {hardware.memory_rate / 1e9:.1f} GB/s"
@@ -108,6 +107,13 @@ def _layers(report: ModelReport) -> str:
 def _ends(report: ModelReport) -> str:
     head = format_bytes(report.head_bytes) if report.head_bytes else "shared"
     return f"{format_bytes(report.embedding_bytes)}, {head}"
+
+
+def _kv(report: ModelReport) -> str:
+    per_token, further = report.kv_bytes_per_token or 0, report.kv_bytes_per_further_token or 0
+    windows = "" if per_token == further else f", {format_bytes(further)} beyond its windows"
+    state = f", state {format_bytes(report.state_bytes_per_row)} per row" if report.state_bytes_per_row else ""
+    return f"{format_bytes(per_token)} per token{windows}{state}"
 
 
 def _tokenizer(report: ModelReport) -> str:

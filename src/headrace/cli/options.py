@@ -83,7 +83,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="compute no guesses of what follows, as is done while sweeps wait for weights; it changes no token",
     )
-    group.add_argument("--chat-template", metavar="FILE", help="a Jinja chat template in place of the model's own")
+    group.add_argument(
+        "--chat-template", metavar="FILE", help="Jinja template in place of the model's own, or a name of one of these"
+    )
     group.add_argument(
         "--trace",
         metavar="FILE",

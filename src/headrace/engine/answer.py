@@ -31,6 +31,7 @@ class Answer:
         sampling: ResolvedSampling,
         seed: int,
         decoder: TokenDecoder,
+        only_appends: bool = True,
         prompt_ids: Sequence[int] = (),
         guide: Guide | None = None,
     ) -> None:
@@ -47,7 +48,9 @@ class Answer:
         self._prompt_logprobs: dict[int, TokenLogprobs] = {}
         self._text: list[str] = []
         self._stop_reason: str | int | None = None
-        self._detokenizer = IncrementalDetokenizer(decoder, skip_special_tokens=sampling.skip_special_tokens)
+        self._detokenizer = IncrementalDetokenizer(
+            decoder, skip_special_tokens=sampling.skip_special_tokens, only_appends=only_appends
+        )
         self._stops = StopStrings(sampling.stop)
         self._told = (0, 0)
 

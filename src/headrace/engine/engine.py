@@ -147,6 +147,7 @@ class Engine:
                 sampling=sampling,
                 seed=seed,
                 decoder=self.tokenizer,
+                only_appends=self.tokenizer.only_appends,
                 prompt_ids=request.prompt_token_ids,
                 guide=self.guidance.guide(sampling),
             )

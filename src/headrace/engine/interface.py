@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from headrace.engine.outputs import OutputPiece, RequestOutput
-from headrace.engine.requests import ChatMessage, GenerationRequest
+from headrace.engine.requests import GenerationRequest
+from headrace.models.chat import ChatMessage, ChatOptions
 from headrace.sampling.parameters import GenerationDefaults, SamplingParams
 
 
@@ -17,14 +18,14 @@ class TextCodec(Protocol):
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` knows how this model marks the turns of a conversation."""
 
-    def encode(self, text: str, /) -> list[int]:
-        """Returns the tokens of `text` as the model expects a prompt, special tokens included."""
+    def encode(self, text: str, add_special_tokens: bool = True, /) -> list[int]:
+        """Returns the tokens of `text` as the model expects a prompt, by default special tokens included."""
 
-    def encode_chat(self, messages: list[ChatMessage], /) -> list[int]:
+    def encode_chat(self, messages: list[ChatMessage], options: ChatOptions | None = None, /) -> list[int]:
         """Returns the tokens of a conversation up to where the answer begins.
 
         Raises:
-            RequestError: the template refuses these messages, or there is none.
+            RequestError: the template refuses these messages, has no place for tools, or there is none.
         """
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool, /) -> str:

@@ -13,8 +13,9 @@ from headrace.engine.launch import Launched, launch
 from headrace.engine.memory_options import Size, memory_options
 from headrace.engine.options import EngineOptions
 from headrace.engine.outputs import OutputPiece, RequestOutput
-from headrace.engine.requests import ChatMessage, GenerationRequest
+from headrace.engine.requests import GenerationRequest
 from headrace.errors import HeadraceError, RequestError
+from headrace.models.chat import ChatMessage, ChatOptions
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer
 from headrace.sampling.parameters import GenerationDefaults, SamplingParams
 from headrace.units import parse_rate
@@ -106,7 +107,7 @@ class LLM:
                 unless sweeps would be small for it.
             pin_memory: pin the host memory that a GPU's weights and KV pass or lie in; False leaves it to the system
                 to move, and copies take longer.
-            chat_template: file with a Jinja template that replaces the checkpoint's own.
+            chat_template: file with a Jinja template that replaces the checkpoint's own, or the name of one of these.
             overlap: whether micro-batches share the weights of a sweep; False is the plain serial schedule, to compare.
             trace: file to write what happened when to, for Perfetto or chrome://tracing.
 
@@ -186,13 +187,18 @@ class LLM:
                 raise output.error
         return [outputs[request.request_id] for request in requests]
 
-    def chat(self, messages: Sequence[ChatMessage], params: SamplingParams | None = None) -> RequestOutput:
+    def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        params: SamplingParams | None = None,
+        options: ChatOptions | None = None,
+    ) -> RequestOutput:
         """Answers a conversation, in the form that the model's chat template gives it.
 
         Raises:
             RequestError: there is no template, it refuses the messages, or they are too long.
         """
-        return self.generate([self.tokenizer.encode_chat(messages)], params)[0]
+        return self.generate([self.tokenizer.encode_chat(messages, options)], params)[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[OutputPiece, None, None]:
         """Yields the first answer to one prompt as it comes; closing the iterator cancels it.
@@ -206,10 +212,13 @@ class LLM:
         return _stream(engine, request)
 
     def stream_chat(
-        self, messages: Sequence[ChatMessage], params: SamplingParams | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        params: SamplingParams | None = None,
+        options: ChatOptions | None = None,
     ) -> Generator[OutputPiece, None, None]:
         """Yields the answer to a conversation as it comes; otherwise as `stream`."""
-        return self.stream(self.tokenizer.encode_chat(messages), params)
+        return self.stream(self.tokenizer.encode_chat(messages, options), params)
 
     def run(self, requests: Iterable[GenerationRequest]) -> Generator[RequestOutput, None, None]:
         """Yields each request's output when it is finished; pulls requests as there is room for them.

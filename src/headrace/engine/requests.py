@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from headrace.sampling.parameters import SamplingParams
 
-ChatMessage = dict[str, str]
-"""One turn of a conversation: `role`, `content`, and `name` where it was given."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:

@@ -28,7 +28,7 @@ from headrace.models.layer_table import LayerTable
 from headrace.models.loaded_model import AsItWas, check_loaded_class, check_loaded_weights
 from headrace.models.loaded_weights import WrittenWeights, fits_in_memory, map_loaded_weights
 from headrace.models.observation import layer_table
-from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, read_chat_template
+from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, with_template
 from headrace.models.transformers_api import PreTrainedModel, PreTrainedTokenizerBase
 from headrace.models.weight_map import WeightMap
 from headrace.storage.budget import Budget
@@ -103,7 +103,7 @@ def wrap(
         chat_template=chat_template,
         trace=trace,
     )
-    own = WithoutTokenizer() if tokenizer is None else Tokenizer(tokenizer, read_chat_template(chat_template))
+    own = WithoutTokenizer() if tokenizer is None else with_template(tokenizer, chat_template)
     return LLM.holding(_launch(checked, own, options, dtype))
 
 

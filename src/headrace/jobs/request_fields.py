@@ -5,16 +5,16 @@ Rows of a job and requests to a server are read here, so that both understand th
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from headrace.engine.requests import ChatMessage
-from headrace.errors import RequestError
+from headrace.jobs.chat_fields import CHAT_KEYS, parse_chat_options, parse_messages
+from headrace.jobs.fields import check_keys, refuse, show
 from headrace.jobs.json_lines import json_type
 from headrace.jobs.structured_fields import STRUCTURE_KEYS, structure_asked
+from headrace.models.chat import ChatMessage, ChatOptions
 from headrace.sampling.parameters import SamplingParams
 
 RequestKind = Literal["chat", "completion", "either"]
@@ -31,6 +31,7 @@ _SAMPLING_KEYS = (
 )  # fmt: skip
 _LENGTH_KEYS = ("max_tokens", "max_completion_tokens")
 _LOGPROB_KEYS = ("logprobs", "top_logprobs")
+_SPECIAL = "add_special_tokens"
 # They say who asks, not what to answer.
 _LABEL_KEYS = ("model", "user", "metadata")
 # Known elsewhere and not here (yet): accepted at the value that changes nothing, refused at any other.
@@ -41,8 +42,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
 }
 
 
@@ -54,6 +53,8 @@ class RequestFields:
         prompt: text that goes to the model as it is.
         prompt_token_ids: tokens that go to the model as they are.
         messages: a conversation for the chat template.
+        chat: what the template is told beside the messages.
+        add_special_tokens: whether `prompt` gets the special tokens that the model expects around it.
         params: the request's sampling keys over the caller's defaults.
         model: the model that the request names; it selects nothing.
     """
@@ -61,6 +62,8 @@ class RequestFields:
     prompt: str | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     messages: tuple[ChatMessage, ...] | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    add_special_tokens: bool = True
     params: SamplingParams
     model: str | None = None
 
@@ -77,7 +80,7 @@ def parse_request(fields: Mapping[str, Any], *, kind: RequestKind, defaults: Sam
     for key, neutral in _NEUTRAL_VALUES.items():
         if key in given and not any(_same(given[key], value) for value in neutral):
             expected = f"leave it out or {json.dumps(neutral[0])}" if neutral else "leave it out"
-            refuse(key, f"{key}: {_show(given[key])} is not supported here; {expected}", code="unsupported_parameter")
+            refuse(key, f"{key}: {show(given[key])} is not supported here; {expected}", code="unsupported_parameter")
     prompts = [key for key in _PROMPT_KEYS[kind] if key in given]
     if len(prompts) != 1:
         wanted = " or ".join(repr(key) for key in _PROMPT_KEYS[kind])
@@ -86,32 +89,24 @@ def parse_request(fields: Mapping[str, Any], *, kind: RequestKind, defaults: Sam
         refuse(_PROMPT_KEYS[kind][0], f"{wanted} is missing", code="missing_required_parameter")
     model = given.get("model")
     if model is not None and not isinstance(model, str):
-        refuse("model", f"model: {_show(model)}; expected a string", code="invalid_type")
+        refuse("model", f"model: {show(model)}; expected a string", code="invalid_type")
     params = _sampling_params(given, defaults)
+    chat, add_special_tokens = parse_chat_options(given), given.get(_SPECIAL, True)
     if prompts == ["messages"]:
-        return RequestFields(messages=_messages(given["messages"]), params=params, model=model)
+        _belongs_to("prompt", add_special_tokens is not True, _SPECIAL)
+        return RequestFields(messages=parse_messages(given["messages"]), chat=chat, params=params, model=model)
+    _belongs_to("messages", chat != ChatOptions(), next((key for key in CHAT_KEYS if key in given), ""))
     prompt = given["prompt"]
+    if not isinstance(add_special_tokens, bool):
+        refuse(_SPECIAL, f"{_SPECIAL}: {show(add_special_tokens)}; expected true or false", code="invalid_type")
     if isinstance(prompt, str):
-        return RequestFields(prompt=prompt, params=params, model=model)
+        return RequestFields(prompt=prompt, add_special_tokens=add_special_tokens, params=params, model=model)
     return RequestFields(prompt_token_ids=_token_ids(prompt), params=params, model=model)
 
 
-def check_keys(fields: Mapping[str, Any], *, known: Collection[str], where: str) -> None:
-    """Refuses keys that are not `known`, all at once.
-
-    Raises:
-        RequestError: code `unknown_parameter`; `param` is the first of them.
-    """
-    unknown = [key for key in fields if key not in known]
-    if unknown:
-        named = ", ".join(_with_nearest(key, known) for key in unknown)
-        plural = "s" if len(unknown) > 1 else ""
-        refuse(unknown[0], f"unknown key{plural} in {where}: {named}", code="unknown_parameter")
-
-
-def refuse(param: str, message: str, *, code: str) -> NoReturn:
-    """Raises the `RequestError` of one field."""
-    raise RequestError(message, code=code, param=param)
+def _belongs_to(prompt: str, is_set: bool, key: str) -> None:
+    if is_set:
+        refuse(key, f"{key} is for requests with {prompt!r}; leave it out", code="invalid_value")
 
 
 def _known_keys(kind: RequestKind) -> tuple[str, ...]:
@@ -123,12 +118,9 @@ def _known_keys(kind: RequestKind) -> tuple[str, ...]:
         *STRUCTURE_KEYS,
         *_LABEL_KEYS,
         *_NEUTRAL_VALUES,
+        *CHAT_KEYS,
+        _SPECIAL,
     )
-
-
-def _with_nearest(key: str, known: Collection[str]) -> str:
-    nearest = difflib.get_close_matches(key.lower().replace("-", "_"), known, n=1, cutoff=0.6)
-    return f"{key!r} (did you mean {nearest[0]!r}?)" if nearest else repr(key)
 
 
 def _sampling_params(given: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
@@ -137,8 +129,8 @@ def _sampling_params(given: Mapping[str, Any], defaults: SamplingParams) -> Samp
     if len(lengths) == 2 and given[lengths[0]] != given[lengths[1]]:
         refuse(
             "max_tokens",
-            f"max_tokens: {_show(given['max_tokens'])} and max_completion_tokens: "
-            f"{_show(given['max_completion_tokens'])} contradict each other; give one of them",
+            f"max_tokens: {show(given['max_tokens'])} and max_completion_tokens: "
+            f"{show(given['max_completion_tokens'])} contradict each other; give one of them",
             code="invalid_value",
         )
     if lengths:
@@ -158,41 +150,8 @@ def _logprobs(given: Mapping[str, Any]) -> int | None:
     if logprobs is True:
         return 0 if top is None else top
     if top is not None and not (top == 0 and logprobs is False):
-        refuse("top_logprobs", f"top_logprobs: {_show(top)} needs logprobs: true beside it", code="invalid_value")
+        refuse("top_logprobs", f"top_logprobs: {show(top)} needs logprobs: true beside it", code="invalid_value")
     return None if logprobs is False else logprobs
-
-
-def _messages(value: Any) -> tuple[ChatMessage, ...]:
-    if not isinstance(value, list) or not value:
-        what = "an empty array" if value == [] else json_type(value)
-        refuse("messages", f"messages: {what}; expected an array of at least one message", code="invalid_type")
-    return tuple(_message(item, f"messages[{index}]") for index, item in enumerate(value))
-
-
-def _message(value: Any, param: str) -> ChatMessage:
-    if not isinstance(value, dict):
-        refuse(param, f'{param}: {json_type(value)}; expected {{"role": ..., "content": ...}}', code="invalid_type")
-    check_keys(value, known=("role", "content", "name"), where=param)
-    role, content, name = value.get("role"), value.get("content"), value.get("name")
-    if not isinstance(role, str) or not role:
-        refuse(f"{param}.role", f'{param}.role: {_show(role)}; expected a string like "user"', code="invalid_type")
-    if isinstance(content, list):
-        content = "".join(_text_part(part, f"{param}.content[{index}]") for index, part in enumerate(content))
-    if not isinstance(content, str):
-        refuse(f"{param}.content", f"{param}.content: {json_type(content)}; expected a string", code="invalid_type")
-    message = {"role": role, "content": content}
-    if name is not None:
-        if not isinstance(name, str):
-            refuse(f"{param}.name", f"{param}.name: {_show(name)}; expected a string", code="invalid_type")
-        message["name"] = name
-    return message
-
-
-def _text_part(part: Any, param: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else part
-    refuse(param, f'{param}: {_show(kind)}; expected {{"type": "text", "text": ...}}', code="unsupported_parameter")
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
@@ -203,7 +162,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
             hint = "; one row holds one prompt" if isinstance(item, str | list) else ""
             refuse(
                 "prompt",
-                f"prompt: the array holds {_show(item)}; expected token ids (whole numbers from 0){hint}",
+                f"prompt: the array holds {show(item)}; expected token ids (whole numbers from 0){hint}",
                 code="invalid_type",
             )
     if not value:
@@ -214,9 +173,3 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 def _same(value: object, neutral: object) -> bool:
     """Equality in which `false` is not 0."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-
-
-def _show(value: object) -> str:
-    """`value` as JSON, shortened to what fits a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

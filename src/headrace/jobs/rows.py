@@ -9,8 +9,9 @@ from hashlib import blake2b
 from typing import Any, BinaryIO, Literal
 
 from headrace.errors import RequestError
+from headrace.jobs.fields import check_keys, refuse
 from headrace.jobs.json_lines import parse_object, read_lines
-from headrace.jobs.request_fields import RequestFields, RequestKind, check_keys, parse_request, refuse
+from headrace.jobs.request_fields import RequestFields, RequestKind, parse_request
 from headrace.sampling.parameters import SamplingParams
 
 RowShape = Literal["short", "batch_chat", "batch_completion"]

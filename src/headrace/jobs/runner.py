@@ -148,9 +148,9 @@ class _Job:
         asked = row.request
         tokenizer = self._model.tokenizer
         if asked.messages is not None:
-            param, token_ids = "messages", tokenizer.encode_chat(list(asked.messages))
+            param, token_ids = "messages", tokenizer.encode_chat(list(asked.messages), asked.chat)
         elif asked.prompt is not None:
-            param, token_ids = "prompt", tokenizer.encode(asked.prompt)
+            param, token_ids = "prompt", tokenizer.encode(asked.prompt, asked.add_special_tokens)
         else:
             param, token_ids = "prompt", list(asked.prompt_token_ids or ())
         context = self._model.max_model_len
@@ -173,7 +173,7 @@ class _Job:
     def _prompt_text(self, row: Row) -> str:
         asked = row.request
         if asked.messages is not None:
-            return asked.messages[-1]["content"]
+            return str(asked.messages[-1].get("content", ""))
         return asked.prompt or self._model.tokenizer.decode(asked.prompt_token_ids or (), False)
 
     def _note_surprises(self, row: Row) -> None:

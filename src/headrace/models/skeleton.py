@@ -18,6 +18,7 @@ from headrace.models.transformers_api import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    ForeignModule,
     PretrainedConfig,
     PreTrainedModel,
     transformers_version,
@@ -104,6 +105,8 @@ def make_buffers(model: PreTrainedModel, path: Path | str) -> None:
 def read_model_config(path: Path | str) -> PretrainedConfig:
     """Reads `path`/config.json into transformers' own configuration of that architecture.
 
+    Where transformers' causal language model is the text part of a model that sees or hears, too, it is that part's.
+
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
         UnsupportedModelError: transformers does not know the model type, or not as a causal language model.
@@ -125,6 +128,9 @@ def read_model_config(path: Path | str) -> PretrainedConfig:
             f"{path / 'config.json'}: model_type {config.model_type!r} is not a causal language model in transformers "
             f"{transformers_version}; expected a model that generates text; choose another model"
         )
+    model_class: ForeignModule = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.sub_configs.get("text_config") is model_class.config_class:
+        config = config.get_text_config()
     return config
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 
-from headrace.checkpoint.files import TOKENIZER_FILES, check_place, check_size, open_plain, read_json
-from headrace.errors import (
-    CheckpointError,
-    CorruptCheckpointError,
-    OptionError,
-    RequestError,
-    UnsupportedCheckpointError,
-    WeightMismatchError,
-    one_line,
-)
-from headrace.models.transformers_api import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TokenizersBackend,
-    compile_chat_template,
-)
-
-_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+from headrace.errors import OptionError, RequestError, WeightMismatchError
+from headrace.models.chat import ChatMessage, ChatOptions
+from headrace.models.tokenizer_files import check_own_template, missing_tokenizer, read_tokenizer, vocabulary_files
+from headrace.models.transformers_api import PreTrainedTokenizerBase, TokenizersBackend, compile_chat_template
 
 
 class Tokenizer:
@@ -59,19 +46,26 @@ class Tokenizer:
         """Whether `encode_chat` works."""
         return (self._chat_template or self._tokenizer.chat_template) is not None
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the tokens of `text` with the special tokens that the model expects around a prompt.
+    @property
+    def only_appends(self) -> bool:
+        """Whether the text of some tokens begins the text of these and more; slow tokenizers join words later."""
+        return isinstance(self._tokenizer, TokenizersBackend)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Returns the tokens of `text`, by default with the special tokens that the model expects around a prompt.
 
         Raises:
             RequestError: it is not text: half of a surrogate pair stands alone.
         """
-        return self._encode(text, add_special_tokens=True)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Returns the tokens of a conversation, ready for the assistant's answer.
+    def encode_chat(self, messages: Sequence[ChatMessage], options: ChatOptions | None = None) -> list[int]:
+        """Returns the tokens of a conversation, ready for the assistant's answer unless `options` say otherwise.
+
+        Special tokens are those that the template writes; none is added.
 
         Raises:
-            RequestError: there is no chat template, or it refuses these messages.
+            RequestError: there is no chat template, it refuses these messages, or it has no place for tools.
         """
         if not self.has_chat_template:
             raise RequestError(
@@ -79,18 +73,16 @@ class Tokenizer:
                 code="no_chat_template",
                 param="messages",
             )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        options = options or ChatOptions()
+        self._check(options)
+        text = self._render(messages, options)
+        if options.tools and text == self._render_without_tools(messages, options):
             raise RequestError(
-                f"the chat template refuses these messages: {error}", code="invalid_messages", param="messages"
-            ) from error
-        assert isinstance(text, str), "it was not asked to tokenize"
+                "this model's chat template has no place for tools; leave `tools` out, or give a template that has one "
+                "with --chat-template FILE",
+                code="tools_not_supported",
+                param="tools",
+            )
         return self._encode(text, add_special_tokens=False)
 
     def word_forms(self, word: str) -> list[list[int]]:
@@ -117,6 +109,50 @@ class Tokenizer:
         end_id = own.token_to_id(end_mark)
         assert end_id is not None, "it has just been added"
         return own.to_str(), end_id
+
+    def _check(self, options: ChatOptions) -> None:
+        """Raises RequestError for what transformers would take for itself, or would not know which template to use."""
+        names = self._tokenizer.chat_template if self._chat_template is None else None
+        if isinstance(names, dict) and "default" not in names and not (options.tools and "tool_use" in names):
+            raise RequestError(
+                f"this model has chat templates for several uses; give --chat-template {' or '.join(sorted(names))}",
+                code="no_chat_template",
+                param="messages",
+            )
+        taken = {*signature(self._tokenizer.apply_chat_template).parameters} - {"documents"}
+        for name in options.template_kwargs:
+            if name in taken:
+                raise RequestError(
+                    f"chat_template_kwargs: {name!r} is no variable of a template; leave it out",
+                    code="invalid_value",
+                    param="chat_template_kwargs",
+                )
+
+    def _render(self, messages: Sequence[ChatMessage], options: ChatOptions) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in options.tools] or None,
+                chat_template=self._chat_template,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                tokenize=False,
+                **options.template_kwargs,
+            )
+        # A template is a program: whatever stops it is about what it was given.
+        except Exception as error:
+            raise RequestError(
+                f"the chat template refuses these messages: {error}", code="invalid_messages", param="messages"
+            ) from error
+        assert isinstance(text, str), "it was not asked to tokenize"
+        return text
+
+    def _render_without_tools(self, messages: Sequence[ChatMessage], options: ChatOptions) -> str | None:
+        """None where the template needs them."""
+        try:
+            return self._render(messages, replace(options, tools=()))
+        except RequestError:
+            return None
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -148,13 +184,14 @@ class WithoutTokenizer:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     has_chat_template = False
+    only_appends = True
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         raise RequestError(
             "this model has no tokenizer; give the prompt as token ids", code="no_tokenizer", param="prompt"
         )
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], options: ChatOptions | None = None) -> list[int]:
         raise RequestError(
             "this model has no tokenizer; give `prompt` as token ids", code="no_tokenizer", param="messages"
         )
@@ -184,86 +221,48 @@ def load_tokenizer(
         CheckpointError: there is no tokenizer and it is not `optional`, or it cannot be read.
         OptionError: the template file cannot be read, or is no template.
     """
-    present = [path / name for name in TOKENIZER_FILES if os.path.lexists(path / name)]
-    for file in present:
-        check_place(file, path)
-        with open_plain(file) as stream:
-            check_size(file, os.fstat(stream.fileno()).st_size)
-    if not any(file.name in _FILES for file in present):
-        if optional:
-            return WithoutTokenizer()
-        raise CheckpointError(f"{path}: no tokenizer; expected one of {', '.join(_FILES)}; add it to the folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # every tokenizer class fails in its own way
-        raise _explain(path, present, error) from error
-    template = read_chat_template(chat_template)
-    if template is None:
-        _check_own_template(path, present, tokenizer)
-    return Tokenizer(tokenizer, template)
+    tokenizer = read_tokenizer(path)
+    if tokenizer is not None:
+        if chat_template is None:
+            check_own_template(path, tokenizer)
+        return with_template(tokenizer, chat_template)
+    if optional:
+        return WithoutTokenizer()
+    raise missing_tokenizer(path)
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer | WithoutTokenizer, vocab_size: int) -> None:
     """Raises WeightMismatchError where text would become tokens that a model of `vocab_size` has no embedding for."""
     if tokenizer.num_words > vocab_size:
-        names = ", ".join(name for name in _FILES if (path / name).exists())
         raise WeightMismatchError(
-            f"{path}: the tokenizer ({names}) has {tokenizer.num_words} words, the model {vocab_size}; "
-            "expected no more than the model; use the tokenizer of this model"
+            f"{path}: the tokenizer ({', '.join(vocabulary_files(path))}) has {tokenizer.num_words} words, the model "
+            f"{vocab_size}; expected no more than the model; use the tokenizer of this model"
         )
 
 
-def read_chat_template(file: Path | str | None) -> str | None:
-    """Returns the content of a template file, where one is named.
+def with_template(tokenizer: PreTrainedTokenizerBase, chosen: Path | str | None) -> Tokenizer:
+    """Returns `tokenizer` with the chat template that is chosen: a file, or one of several of its own by name.
 
     Raises:
-        OptionError: it cannot be read, or is no Jinja template.
+        OptionError: the file cannot be read, or is no template.
     """
-    if file is None:
-        return None
+    own = tokenizer.chat_template
+    names = sorted(own) if isinstance(own, dict) else []
+    if chosen is None:
+        return Tokenizer(tokenizer)
+    if chosen in names:
+        return Tokenizer(tokenizer, own[chosen])
     try:
-        template = Path(file).read_text(encoding="utf-8")
-        compile_chat_template(template)
-    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        template = Path(chosen).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        also = f"; the model's own are named {', '.join(names)}" if names else ""
         raise OptionError(
-            f"chat template {file} cannot be read: {one_line(error)}; expected a Jinja template in UTF-8"
+            f"chat template {chosen} cannot be read: {error}; expected a Jinja template in UTF-8{also}"
         ) from error
-    return template
-
-
-def _explain(path: Path, present: Sequence[Path], error: Exception) -> CheckpointError:
-    """Names the file that a tokenizer could not be read from, where it can be found out."""
-    for file in present:
-        try:
-            if file.suffix == ".json":
-                values = read_json(file)
-                if file.name == "tokenizer_config.json" and values.get("auto_map"):
-                    return UnsupportedCheckpointError(
-                        f"{file}: the tokenizer brings its own code, which Headrace never runs; expected one that "
-                        "transformers has built in; choose another model, or add a tokenizer.json"
-                    )
-            elif file.suffix != ".model":
-                file.read_text(encoding="utf-8")
-        except CheckpointError as damage:
-            return damage
-        except (OSError, UnicodeDecodeError) as damage:
-            return CorruptCheckpointError(f"{file}: not a text in UTF-8 ({damage}); download or copy the file again")
-    names = ", ".join(file.name for file in present)
-    return CorruptCheckpointError(
-        f"{path}: the tokenizer cannot be read from {names}: {type(error).__name__}: {one_line(error)}; "
-        "download or copy these files again"
-    )
-
-
-def _check_own_template(path: Path, present: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises CorruptCheckpointError where the checkpoint's own chat template is no Jinja template."""
-    templates = tokenizer.chat_template
-    for template in templates.values() if isinstance(templates, dict) else [templates or ""]:
-        try:
-            compile_chat_template(template)
-        except TemplateError as error:
-            names = [file.name for file in present if file.name.startswith("chat_template")]
-            raise CorruptCheckpointError(
-                f"{path / (names or ['tokenizer_config.json'])[0]}: the chat template is no Jinja template: "
-                f"{one_line(error)}; download the file again, or give --chat-template FILE"
-            ) from error
+    try:
+        compile_chat_template(template)
+    except TemplateSyntaxError as error:
+        raise OptionError(
+            f"chat template {chosen}, line {error.lineno}: {error.message}; expected a Jinja template"
+        ) from error
+    return Tokenizer(tokenizer, template)

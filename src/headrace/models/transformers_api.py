@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     TokenizersBackend,
 )
 from transformers import __version__ as transformers_version
@@ -65,6 +66,7 @@ __all__ = [
     "MergeModulelist",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
     "PretrainedConfig",
     "TokenizersBackend",
     "WeightConverter",

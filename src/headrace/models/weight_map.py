@@ -23,11 +23,13 @@ from headrace.models.weight_conversion import Assignment, Conversion, assign_ten
 # A decoder layer's index, or one of the parts around the layers. "head" is empty when it shares the embedding's weight.
 Group = int | Literal["embedding", "head", "rest"]
 
-# Tensors of old checkpoints that newer code computes instead: rotary tables, position numbers, causal masks.
+# Tensors of old checkpoints that newer code computes instead: rotary tables, position numbers, causal masks; and the
+# parts for images of a checkpoint whose text part is run alone.
 _HARMLESS = (
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
     r"(^|\.)position_ids$",
     r"\.(attn|attention|self_attention)\.(bias|masked_bias)$",
+    r"^(model\.)?(vision_model|visual|multi_modal_projector)\.",
 )
 _LISTED_FAULTS = 8
 _COMPARED_BYTES = 8 * 1024**2

@@ -43,6 +43,7 @@ class ModelReport:
         num_active_parameters: those that one token uses: of the experts, only the chosen ones.
         weights: `safetensors`, `torch_bin`, or `none` where only a configuration is there.
         kv_bytes_per_token: growth per token while no window is full.
+        kv_bytes_per_further_token: growth per token when all windows are full.
         state_bytes_per_row: recurrent state, however long the row is.
         prefill_seconds: ideal time for 512 tokens: operations of weights / measured matrix rate. Those of attention
             itself, in most models about 512 / (12 x hidden size) of them, are left out.
@@ -65,6 +66,7 @@ class ModelReport:
     has_tokenizer: bool
     has_chat_template: bool
     kv_bytes_per_token: int | None
+    kv_bytes_per_further_token: int | None
     state_bytes_per_row: int | None
     hardware: Hardware
     prefill_seconds: float | None
@@ -88,7 +90,7 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
     tokenizer = load_tokenizer(path, optional=True)
     check_vocabulary(path, tokenizer, outline.config.get_text_config().vocab_size)
     hardware = calibrate(device, dtype)
-    active = _active_parameters(weights, outline.config.get_text_config().to_dict())
+    active = _active_parameters(weights, table, outline.config.get_text_config().to_dict())
     multiplied = _multiplied(weights, active)
     return ModelReport(
         model=model,
@@ -107,6 +109,7 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
         has_tokenizer=isinstance(tokenizer, Tokenizer),
         has_chat_template=tokenizer.has_chat_template,
         kv_bytes_per_token=_kv_per_token(table, dtype.itemsize) if table else None,
+        kv_bytes_per_further_token=_kv_per_token(table, dtype.itemsize, windows=False) if table else None,
         state_bytes_per_row=_state_per_row(table, dtype.itemsize) if table else None,
         hardware=hardware,
         prefill_seconds=None if unsupported else 2 * PREFILL_TOKENS * multiplied / hardware.matrix_rate,
@@ -139,17 +142,19 @@ def _count(source: ParameterSource) -> int:
     return torch.Size(source.shape).numel()
 
 
-def _active_parameters(weights: WeightMap, config: dict[str, object]) -> int:
+def _active_parameters(weights: WeightMap, table: LayerTable | None, config: dict[str, object]) -> int:
     """Parameters that one token uses: all, but of merged experts (3-D tensors) only the chosen part."""
-    chosen = next((config[name] for name in _CHOSEN_EXPERTS if config.get(name)), None)
-    experts = 0
-    total = sum(_count(source) for source in weights.parameters.values())
-    if not isinstance(chosen, int):
-        return total
+    named = next((config[name] for name in _CHOSEN_EXPERTS if config.get(name)), None)
+    active = 0
     for source in weights.parameters.values():
-        if ".experts." in source.name and len(source.shape) == 3:
-            experts += _count(source) * (source.shape[0] - chosen) // source.shape[0]
-    return total - experts
+        active += _count(source)
+        if ".experts." not in source.name or len(source.shape) != 3 or not isinstance(source.group, int):
+            continue
+        experts = table.layers[source.group].experts if table else None
+        chosen = experts.num_per_token if experts else named
+        if isinstance(chosen, int):
+            active -= _count(source) * (source.shape[0] - chosen) // source.shape[0]
+    return active
 
 
 def _multiplied(weights: WeightMap, active: int) -> int:
@@ -169,9 +174,10 @@ def _layer_bytes(weights: WeightMap) -> tuple[LayerBytes, ...]:
     return tuple(runs)
 
 
-def _kv_per_token(table: LayerTable, dtype_bytes: int) -> int:
-    memories = [layer.memory for layer in table.layers]
-    return sum(memory.numbers_per_token * dtype_bytes for memory in memories if isinstance(memory, AttentionSpec))
+def _kv_per_token(table: LayerTable, dtype_bytes: int, *, windows: bool = True) -> int:
+    """Bytes that a token adds in all layers; without `windows`, in those that keep every token."""
+    memories = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
+    return sum(memory.numbers_per_token * dtype_bytes for memory in memories if windows or memory.window is None)
 
 
 def _state_per_row(table: LayerTable, dtype_bytes: int) -> int:

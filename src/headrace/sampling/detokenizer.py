@@ -27,14 +27,16 @@ class IncrementalDetokenizer:
                  forgotten   |  text was given  |  text is held back  |
     ```
 
-    The guarantee needs a decoder that only appends. Two do not, and get pieces of the right length: one that cleans up
-    spaces (`clean_up_tokenization_spaces`), and one with byte fallback when an ASCII byte (a newline) is followed by
-    bytes that are no character: it takes the newline back, which was given at once, as it may be a stop string.
+    One that does not (a slow tokenizer that marks where a word goes on) is asked what one more token would change, and
+    that stays undecided. Two are not asked, and get pieces of the right length: one that cleans up spaces
+    (`clean_up_tokenization_spaces`), and one with byte fallback when an ASCII byte (a newline) is followed by bytes
+    that are no character: it takes the newline back, which was given at once, as it may be a stop string.
     """
 
-    def __init__(self, decoder: TokenDecoder, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, decoder: TokenDecoder, *, skip_special_tokens: bool = True, only_appends: bool = True) -> None:
         self._decoder = decoder
         self._skip_special_tokens = skip_special_tokens
+        self._only_appends = only_appends
         self._context: list[int] = []
         self._undecided: list[int] = []
         self._context_text = ""
@@ -54,6 +56,8 @@ class IncrementalDetokenizer:
             return ""
         # Decoders with byte fallback take back a whole run of bytes when one more byte makes it invalid.
         if self._broken is not None and not self._decode([*window, self._broken]).startswith(text):
+            return ""
+        if not self._only_appends and not self._decode([*window, token_id]).startswith(text):
             return ""
         piece = text[len(self._context_text) :]
         self._context, self._undecided, self._broken = self._undecided, [], None

@@ -116,7 +116,6 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
         ("num_beams", 1, True),
         ("use_beam_search", False, True),
         ("echo", False, True),
-        ("tools", [], [{"type": "function"}]),
         ("stream_options", None, {"include_usage": True}),
     ],
 )

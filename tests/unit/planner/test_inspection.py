@@ -1,10 +1,9 @@
-"""What a model is and would cost: numbers of tiny models counted by hand, and of well-known ones as published."""
+"""What a model is and would cost, of tiny models counted by hand; `test_real_configs` has the well-known ones."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,11 +26,6 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def report_of(folder: Path, dtype: torch.dtype | None = None) -> ModelReport:
     return inspect_model("m", folder, dtype=dtype, device=CPU)
-
-
-def well_known(shared_data: Path, tmp_path: Path, name: str) -> ModelReport:
-    (tmp_path / "config.json").write_text((shared_data / "configs" / name).read_text())
-    return report_of(tmp_path)
 
 
 def configured(folder: Path, name: str) -> Path:
@@ -122,55 +116,3 @@ def test_an_unknown_architecture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama9"}')
     with pytest.raises(UnsupportedModelError, match="llama9"):
         report_of(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "billions", "active_billions", "kv_bytes", "num_layers"),
-    [
-        ("upstream/meta-llama--Meta-Llama-3.1-8B_config.json", 8.03, 8.03, 131_072, 32),
-        ("upstream/mistralai--Mixtral-8x7B-v0.1_config.json", 46.70, 12.88, 131_072, 32),
-        ("upstream/Qwen--Qwen3-0.6B_config.json", 0.596, 0.596, 114_688, 28),
-        ("constructed/opt-30b.json", 29.98, 29.98, 2 * 1_376_256, 48),
-        ("constructed/bloom-176b.json", 176.25, 176.25, 2 * 4_014_080, 70),
-    ],
-)
-def test_well_known_models_have_the_size_that_is_published(
-    shared_data: Path,
-    tmp_path: Path,
-    name: str,
-    billions: float,
-    active_billions: float,
-    kv_bytes: int,
-    num_layers: int,
-) -> None:
-    report = well_known(shared_data, tmp_path, name)
-    assert report.num_parameters / 1e9 == pytest.approx(billions, rel=2e-3)
-    assert report.num_active_parameters / 1e9 == pytest.approx(active_billions, rel=2e-3)
-    assert (report.kv_bytes_per_token, report.num_layers) == (kv_bytes, num_layers)
-    assert (report.unsupported, report.weights, report.has_tokenizer) == (None, "none", False)
-
-
-def test_a_quantized_checkpoint_is_described_and_said_not_to_run(shared_data: Path, tmp_path: Path) -> None:
-    report = well_known(shared_data, tmp_path, "upstream/deepseek-ai--DeepSeek-V3_config.json")
-    assert report.num_parameters / 1e9 == pytest.approx(671.0, rel=1e-3)
-    assert report.num_active_parameters / 1e9 == pytest.approx(37.5, rel=2e-2)
-    assert report.kv_bytes_per_token == 61 * 576 * 2
-    assert report.unsupported is not None and "fp8" in report.unsupported
-    assert (report.prefill_seconds, report.decode_seconds) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "architecture", "billions"),
-    [
-        ("Qwen--Qwen3-30B-A3B", "qwen3_moe", 30.53),
-        ("meta-llama--Llama-4-Scout-17B-16E-Instruct", "llama4_text", 107.77),
-    ],
-)
-def test_an_architecture_that_is_refused_is_described_with_the_reason(
-    shared_data: Path, tmp_path: Path, name: str, architecture: str, billions: float
-) -> None:
-    report = well_known(shared_data, tmp_path, f"upstream/{name}_config.json")
-    assert report.unsupported is not None and repr(architecture) in report.unsupported
-    assert report.num_parameters / 1e9 == pytest.approx(billions, rel=1e-3)
-    unknown: list[Any] = [report.kv_bytes_per_token, report.context_tokens, report.decode_seconds]
-    assert unknown == [None, None, None]
