@@ -30,6 +30,7 @@ _MODEL_OPTIONS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "speculate",
+    "trust_remote_code",
     "chat_template",
     "trace",
     "seed",
@@ -66,6 +67,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=_rate,
         metavar="RATE",
         help="read streamed weights at most this fast, like 500MB/s, to leave the rest of the disk to others",
+    )
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that comes with the checkpoint; it can do all that you can, so read it first",
     )
     group.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="memory to use of the GPU, like 14GiB")
     group.add_argument(

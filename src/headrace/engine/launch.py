@@ -44,6 +44,7 @@ from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_no
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
+from headrace.models.remote_code import register_remote_code
 from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
@@ -95,8 +96,15 @@ def launch(options: EngineOptions) -> Launched:
 
 def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStack) -> Launched:
     """Does the same with the model in folder `path` on tiers that are there, and are closed with `opened`."""
+    if options.trust_remote_code:
+        register_remote_code(path)
     read_model_config(path)  # transformers reads it for the tokenizer, too, and would have that at fault
-    tokenizer = load_tokenizer(path, options.chat_template, optional=options.load_format == "dummy")
+    tokenizer = load_tokenizer(
+        path,
+        options.chat_template,
+        optional=options.load_format == "dummy",
+        trust_remote_code=options.trust_remote_code,
+    )
     defaults = read_generation_defaults(path, tokenizer)
     keep_freed_memory()
     model, weights, dtype = _describe_weights(options, path, tiers)

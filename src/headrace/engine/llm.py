@@ -53,6 +53,7 @@ class LLM:
         seed: int = 0,
         enable_prefix_caching: bool = True,
         speculate: bool = True,
+        trust_remote_code: bool = False,
         typical_row_tokens: int | None = None,
         expected_rows: int | None = None,
         weights_on_device: float | None = None,
@@ -89,6 +90,8 @@ class LLM:
             max_num_batched_tokens: tokens of one sweep.
             num_micro_batches: parts in which a sweep runs; more than one changes no token and needs less memory.
             seed: from which requests without a seed get theirs.
+            trust_remote_code: run the code that comes with the checkpoint, of its architecture and its tokenizer, as this
+                user, with all of this user's rights. Such an architecture is not verified to run exactly.
             enable_prefix_caching: share the KV of equal beginnings.
             speculate: where sweeps wait for weights, guess tokens from the row's own text and verify them in the same
                 sweep; it changes no token.
@@ -133,6 +136,7 @@ class LLM:
                 seed=seed,
                 enable_prefix_caching=enable_prefix_caching,
                 speculate=speculate,
+                trust_remote_code=trust_remote_code,
                 typical_row_tokens=typical_row_tokens,
                 expected_rows=expected_rows,
                 weights_on_device=weights_on_device,

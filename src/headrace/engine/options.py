@@ -31,6 +31,7 @@ class EngineOptions:
     seed: int = 0
     enable_prefix_caching: bool = True
     speculate: bool = True
+    trust_remote_code: bool = False
     typical_row_tokens: int | None = None
     expected_rows: int | None = None
     weights_on_device: float | None = None

@@ -230,6 +230,14 @@ REFUSED: dict[str, str] = {name: reason for reason, names in _REASONS.items() fo
 """Every other causal language model that transformers has, and why it is refused."""
 
 
+_trusted: set[str] = set()
+
+
+def trust(model_type: str) -> None:
+    """Lets a type run that nobody has verified: its code comes with a checkpoint that the user trusts."""
+    _trusted.add(model_type)
+
+
 class Configuration(Protocol):
     """The part of a transformers configuration that every architecture has."""
 
@@ -248,7 +256,7 @@ def check_architecture(config: Configuration) -> None:
         raise UnsupportedModelError(
             f"architecture {model_type!r} is refused: {REFUSED[model_type]}; docs/models.md lists those that run"
         )
-    if model_type not in EXACT:
+    if model_type not in EXACT and model_type not in _trusted:
         raise UnsupportedModelError(
             f"architecture {model_type!r} is not verified to run exactly, so it is refused; "
             "docs/models.md lists those that run, CONTRIBUTING.md says how to add one"

@@ -45,8 +45,8 @@ def build_skeleton(path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     """Builds the model that `path`/config.json describes, in eval mode, without reading or allocating its weights.
 
     A parameter's dtype on the meta device is the one it is to be loaded in: `dtype`, unless the architecture asks for
-    float32. Persistent buffers are real but hold initial values until they are loaded. The checkpoint's own code is
-    never run.
+    float32. Persistent buffers are real but hold initial values until they are loaded. Code of the checkpoint's own is
+    not looked for: see `headrace.models.remote_code`.
 
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError: config.json is missing or damaged.
@@ -147,7 +147,7 @@ def check_model_type(config_file: Path, config: dict[str, object]) -> None:
     written_by = config.get("transformers_version")
     asks = f"the configuration was written by transformers {written_by}; " if written_by else ""
     remedy = (
-        "it brings its own code, which Headrace never runs; choose a model that transformers has built in"
+        "it brings its own code, which runs only with --trust-remote-code; read that code first"
         if config.get("auto_map")
         else "install a newer transformers in the range that Headrace supports, or choose another model"
     )

@@ -213,7 +213,7 @@ class WithoutTokenizer:
 
 
 def load_tokenizer(
-    path: Path, chat_template: Path | str | None = None, *, optional: bool = False
+    path: Path, chat_template: Path | str | None = None, *, optional: bool = False, trust_remote_code: bool = False
 ) -> Tokenizer | WithoutTokenizer:
     """Reads the tokenizer of the checkpoint at `path`, and a chat template from a file where one is named.
 
@@ -221,7 +221,7 @@ def load_tokenizer(
         CheckpointError: there is no tokenizer and it is not `optional`, or it cannot be read.
         OptionError: the template file cannot be read, or is no template.
     """
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, trust_remote_code=trust_remote_code)
     if tokenizer is not None:
         if chat_template is None:
             check_own_template(path, tokenizer)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint's folder, whichever files it is in; the checkpoint's own code is never run."""
+"""The tokenizer of a checkpoint's folder, whichever files it is in; code that comes with it runs only where it is trusted."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ _PLAIN_SENTENCEPIECE = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"
 _BESIDE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates")
 
 
-def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+def read_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """Returns the tokenizer of the checkpoint at `path`; None where there is none.
+
+    Args:
+        trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
         CheckpointError: it cannot be read, or not without a package that is not installed.
@@ -55,7 +58,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
             return _converted(path, config)
         if "tokenizer.json" not in present:
             _require_sentencepiece(path, present)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except CheckpointError:
         raise
     except ImportError as error:
@@ -115,8 +118,8 @@ def _explain(path: Path, files: Sequence[Path], error: Exception) -> CheckpointE
                 values = read_json(file)
                 if file.name == _CONFIG and values.get("auto_map"):
                     return UnsupportedCheckpointError(
-                        f"{file}: the tokenizer brings its own code, which Headrace never runs; expected one that "
-                        "transformers has built in; choose another model, or add a tokenizer.json"
+                        f"{file}: the tokenizer brings its own code, which runs only with --trust-remote-code; read "
+                        "that code first, or add a tokenizer.json"
                     )
             elif file.suffix != ".model":
                 file.read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ from transformers.core_model_loading import (
     WeightRenaming,
     rename_source_key,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import causal_mask_function
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
@@ -75,6 +76,7 @@ __all__ = [
     "causal_mask_function",
     "compile_chat_template",
     "falcon_rotary",
+    "get_class_from_dynamic_module",
     "get_model_conversion_mapping",
     "mpt_alibi",
     "rename_source_key",
