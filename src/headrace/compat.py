@@ -42,6 +42,7 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
     num_return_sequences: int = 1,
+    num_beams: int = 1,
     seed: int | None = None,
 ) -> Ids:
     """Continues each prompt; returns prompts and answers together, as both libraries do.
@@ -57,6 +58,7 @@ def generate(
         pad_token_id: the padding token; else the tokenizer's, where it has one that is nothing else; else rows are
             filled up with an end token, or 0, and no token is taken for padding.
         num_return_sequences: answers per prompt, in neighbouring rows.
+        num_beams: 1; there is no beam search here.
 
     Returns:
         (B * num_return_sequences, T + longest answer), of the kind of `input_ids`.
@@ -64,6 +66,13 @@ def generate(
     Raises:
         RequestError: a prompt or a value cannot be served.
     """
+    if num_beams != 1:
+        raise RequestError(
+            f"num_beams is {num_beams}; there is no beam search, which would fork and drop KV of every row at every token; "
+            "leave it out, or draw several answers with num_return_sequences",
+            code="unsupported_parameter",
+            param="num_beams",
+        )
     rows = _rows(input_ids, "input_ids")
     stops = (*_ids(stop), *_ids(eos_token_id))
     ends = stops or llm.defaults.eos_token_ids

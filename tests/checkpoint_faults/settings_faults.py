@@ -105,7 +105,7 @@ def an_architecture_of_the_future(folder: Path) -> None:
     change_json(folder / CONFIG, model_type="llama7")
 
 
-@fault("single", UnsupportedModelError, CONFIG, "brings its own code", "choose a model")
+@fault("single", UnsupportedModelError, CONFIG, "brings its own code", "--trust-remote-code")
 def an_architecture_that_brings_its_own_code(folder: Path) -> None:
     write_code(folder)
     change_json(folder / CONFIG, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
@@ -270,7 +270,7 @@ def tokenizer_settings_that_are_a_list(folder: Path) -> None:
     (folder / WORDS_CONFIG).write_text("[]")
 
 
-@fault("single", UnsupportedCheckpointError, WORDS_CONFIG, "brings its own code", "choose another model")
+@fault("single", UnsupportedCheckpointError, WORDS_CONFIG, "brings its own code", "add a tokenizer.json")
 def a_tokenizer_that_brings_its_own_code(folder: Path) -> None:
     write_code(folder)
     change_json(folder / WORDS_CONFIG, tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})

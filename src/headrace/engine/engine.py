@@ -288,7 +288,7 @@ class Engine:
             request_id=running.request.request_id,
             prompt=running.request.prompt,
             prompt_token_ids=running.request.prompt_token_ids,
-            outputs=tuple(answer.completion() for answer in best_of(answers)),
+            outputs=tuple(replace(answer.completion(), index=place) for place, answer in enumerate(best_of(answers))),
             prompt_logprobs=answers[0].prompt_logprobs,
             metrics=RequestMetrics(
                 ttft_seconds=min(firsts) - running.arrived_seconds,

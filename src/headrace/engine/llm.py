@@ -90,8 +90,8 @@ class LLM:
             max_num_batched_tokens: tokens of one sweep.
             num_micro_batches: parts in which a sweep runs; more than one changes no token and needs less memory.
             seed: from which requests without a seed get theirs.
-            trust_remote_code: run the code that comes with the checkpoint, of its architecture and its tokenizer, as this
-                user, with all of this user's rights. Such an architecture is not verified to run exactly.
+            trust_remote_code: run the code that comes with the checkpoint, of its architecture and its tokenizer, with
+                all of this user's rights. Such an architecture is not verified to run exactly.
             enable_prefix_caching: share the KV of equal beginnings.
             speculate: where sweeps wait for weights, guess tokens from the row's own text and verify them in the same
                 sweep; it changes no token.

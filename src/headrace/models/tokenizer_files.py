@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint's folder, whichever files it is in; code that comes with it runs only where it is trusted."""
+"""The tokenizer of a checkpoint's folder, whichever files it is in; code that comes with it runs only where trusted."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_code_of_the_checkpoint_is_not_run(spm: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(spm)
     (tmp_path / "tokenization_own.py").write_text("raise SystemExit")
     auto_map = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
-    with pytest.raises(UnsupportedCheckpointError, match="brings its own code, which Headrace never runs"):
+    with pytest.raises(UnsupportedCheckpointError, match="its own code, which runs only with --trust-remote-code"):
         load_tokenizer(configured(tmp_path, "llama", tokenizer_class="OwnTokenizer", auto_map=auto_map))
 
 
