@@ -68,7 +68,7 @@ def generate(
     """
     if num_beams != 1:
         raise RequestError(
-            f"num_beams is {num_beams}; there is no beam search, which would fork and drop KV of every row at every token; "
+            f"num_beams is {num_beams}; there is no beam search, which would fork and drop rows at every token; "
             "leave it out, or draw several answers with num_return_sequences",
             code="unsupported_parameter",
             param="num_beams",
