@@ -81,7 +81,7 @@ def measure(request: Figures) -> Figures:
 def _made_contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
     """Spares the peer a trap of torch's: for the last tokens of a batch, a slice, `linear` repeats the weights per row.
 
-    Without this a prefill of 32 rows takes 18 GB more, and half as much time again.
+    Without this a prefill of 32 rows of the 1.2B shape takes 17 GB more, and two thirds as much time again.
     """
     return (inputs[0].contiguous(),)
 
