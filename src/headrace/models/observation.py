@@ -71,10 +71,10 @@ def observe(config: PretrainedConfig) -> LayerTable:
     )
 
 
-def _length_rule(model: PreTrainedModel) -> LengthRule | None:
+def _length_rule(model: ForeignModule) -> LengthRule | None:
     rule = next(filter(None, map(rotary.rule_of, model.modules())), None)
-    generating = type(model).prepare_inputs_for_generation.__code__
-    starts_again = "original_max_position_embeddings" in generating.co_names  # Phi-3 drops its cache there
+    preparing = type(model).prepare_inputs_for_generation.__code__
+    starts_again = "original_max_position_embeddings" in preparing.co_names  # Phi-3 drops its cache there
     return None if rule is None else replace(rule, starts_again=starts_again)
 
 
