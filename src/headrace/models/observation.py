@@ -28,7 +28,7 @@ from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
 from headrace.models.skeleton import outline_of
 from headrace.models.takeover import run_forward, take_over
-from headrace.models.transformers_api import ForeignModule, PretrainedConfig, PreTrainedModel
+from headrace.models.transformers_api import ForeignModule, PretrainedConfig
 
 _NUM_TOKENS = 2
 
