@@ -1,22 +1,23 @@
 """What the form of an answer costs per token: masks in threads beside sweeps, in the engine's thread, and none.
 
-    python -m benchmarks.guided                            # the demo model, 32 rows of 64 tokens, 7 rounds
+    python -m benchmarks.guided                                                # the demo model, 32 rows of 64 tokens
+    python -m benchmarks.guided --model DIR --load-format dummy --rows 8       # a large vocabulary, random weights
 
 The three take turns, so that whatever else the machine does falls on all; the processor time of the engine's own
 thread is counted, too, since other programs change it little. Every answer has exactly `--tokens`
-tokens, guided (a JSON list of numbers that does not end sooner) or not. Prints one line of JSON.
+tokens, guided (a JSON list of numbers that does not end sooner) or not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from concurrent.futures import Executor, Future
+from pathlib import Path
 
+from benchmarks.machine import provenance
 from headrace import LLM, GenerationRequest, SamplingParams, StructuredOutputs
 
 
@@ -32,9 +33,11 @@ class AtOnce(Executor):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--load-format", choices=["auto", "dummy"], default="auto")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="also write the result there, as JSON")
     arguments = parser.parse_args()
     numbers = {"type": "array", "items": {"type": "integer"}, "minItems": arguments.tokens}
     guided = SamplingParams(
@@ -42,7 +45,8 @@ def main() -> None:
     )
     free = SamplingParams(temperature=1, max_tokens=arguments.tokens, ignore_eos=True)
     seconds: dict[str, list[tuple[float, float]]] = {"none": [], "beside": [], "in_turn": []}
-    with LLM(arguments.model, max_num_seqs=arguments.rows) as llm:
+    with LLM(arguments.model, load_format=arguments.load_format, max_num_seqs=arguments.rows) as llm:
+        vocabulary = llm._engine.guidance._num_tokens  # type: ignore[union-attr]
         guidance = llm._engine.guidance  # type: ignore[union-attr]
         pools = {"none": guidance._pool, "beside": guidance._pool, "in_turn": AtOnce()}
         prompt = tuple(llm.tokenizer.encode("Please send 12 blue folders."))
@@ -61,26 +65,22 @@ def main() -> None:
                     spent = time.perf_counter() - begin[0], time.thread_time() - begin[1]
                     seconds[name].append((spent[0] / num_tokens, spent[1] / num_tokens))
         guidance._pool = pools["beside"]
-    medians = {
-        name: [round(1e6 * statistics.median(values)) for values in zip(*pairs, strict=True)]
-        for name, pairs in seconds.items()
-    }
-    print(
-        json.dumps(
-            {
-                "benchmark": "guided",
-                "microseconds_per_token": {
-                    name: dict(zip(("all", "engine_thread"), pair, strict=True)) for name, pair in medians.items()
-                },
-                "rows": arguments.rows,
-                "tokens": arguments.tokens,
-                "rounds": arguments.rounds,
-                "model": arguments.model,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "load_average": os.getloadavg()[0],
+    result = {
+        **provenance(),
+        "model": arguments.model,
+        "vocabulary": vocabulary,
+        "microseconds_per_token": {
+            name: {
+                part: round(1e6 * statistics.median(values))
+                for part, values in zip(("all", "engine_thread"), zip(*pairs, strict=True), strict=True)
             }
-        )
-    )
+            for name, pairs in seconds.items()
+        },
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":
