@@ -4,6 +4,7 @@
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+READY   := $(VENV)/.kernels
 CANARY  := .venv-canary
 export PYTHON
 
@@ -16,15 +17,15 @@ PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test verify models check bench canary docs clean help
 
-demo: $(STAMP) ## Run the example job on the model that comes with the package, and score its answers
+demo: $(READY) ## Run the example job on the model that comes with the package, and score its answers
 	@mkdir -p build
 	@$(BIN)/headrace run examples/orders.jsonl -o build/answers.jsonl --model demo --overwrite
 	@$(BIN)/python -m headrace.demo.scoring build/answers.jsonl examples/orders_expected.jsonl
 
-test: $(STAMP) ## Run the tests, with a seeded sample of the slow suites (what CI runs)
+test: $(READY) ## Run the tests, with a seeded sample of the slow suites (what CI runs)
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not gpu" --sample-slow=$(SLOW_SEED):$(SLOW_FRACTION)
 
-verify: $(STAMP) ## Run everything, slow suites included, and write docs/verified.md
+verify: $(READY) ## Run everything, slow suites included, and write docs/verified.md
 	@mkdir -p build
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest $(PARALLEL) --thorough --junitxml=build/verify.xml --figures=build/figures.json
@@ -32,17 +33,17 @@ verify: $(STAMP) ## Run everything, slow suites included, and write docs/verifie
 	@$(BIN)/python scripts/write_models_page.py --junit build/verify.xml
 	@$(BIN)/python scripts/write_verified.py --junit build/verify.xml --figures build/figures.json --demo build/demo.txt
 
-models: $(STAMP) ## Run every architecture against transformers, and write docs/models.md
+models: $(READY) ## Run every architecture against transformers, and write docs/models.md
 	@mkdir -p build
 	@$(BIN)/python -m pytest $(PARALLEL) --junitxml=build/models.xml tests/parity/test_all_types.py
 	@$(BIN)/python scripts/write_models_page.py --junit build/models.xml
 
-check: $(STAMP) ## Check format, lint and types
+check: $(READY) ## Check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## Measure a job against transformers' generate on this machine
+bench: $(READY) ## Measure a job against transformers' generate on this machine
 	@$(BIN)/python -m benchmarks.job_vs_generate
 
 canary: $(CANARY)/.installed ## Run the parity tests with the newest transformers release
@@ -50,7 +51,7 @@ canary: $(CANARY)/.installed ## Run the parity tests with the newest transformer
 	@$(CANARY)/bin/python -c 'import transformers; print("transformers", transformers.__version__)'
 	@$(CANARY)/bin/python -m pytest -m "not gpu" tests/parity
 
-docs: $(STAMP) ## Write docs/cli.md from the commands
+docs: $(READY) ## Write docs/cli.md from the commands
 	@$(BIN)/python scripts/write_cli_docs.py
 
 clean: ## Remove what was built, measured and cached, and the canary's environment; .venv stays
@@ -60,6 +61,11 @@ clean: ## Remove what was built, measured and cached, and the canary's environme
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-%/.installed: pyproject.toml constraints.txt scripts/make_environment.sh
+# Without a compiler torch does what the library would: slower.
+%/.kernels: %/.installed $(wildcard src/headrace/kernels/*.cpp src/headrace/kernels/*.h) src/headrace/kernels/build.py
+	@$*/bin/python -m headrace.kernels.build >/dev/null || true
+	@touch $@
+
+%/.installed: pyproject.toml hatch_build.py constraints.txt scripts/make_environment.sh
 	@scripts/make_environment.sh $*
 	@touch $@

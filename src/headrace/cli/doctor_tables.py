@@ -39,6 +39,9 @@ def machine_table(machine: Machine, disk: Disk) -> Table:
     table.add_row("headrace, torch, transformers", f"{machine.headrace}, {machine.torch}, {machine.transformers}")
     table.add_row("CPU", machine.cpu)
     table.add_row("instruction sets", ", ".join(machine.instruction_sets) or "none of those that matter")
+    table.add_row(
+        "kernels", machine.kernels or "none: torch does their work (python -m headrace.kernels.build builds them)"
+    )
     table.add_row("cores to use, threads", f"{machine.num_cores}, {machine.num_threads}")
     free, total = format_bytes(machine.memory_free_bytes), format_bytes(machine.memory_total_bytes)
     table.add_row("memory", f"{free} free of {total}")

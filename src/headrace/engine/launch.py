@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from headrace.attention.grouped import GroupedAttention
+from headrace.attention.paged import best_attention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
@@ -126,7 +126,7 @@ def start(
     tiers: Tiers,
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
-    attention, table, budget = GroupedAttention(), placed.model.table, tiers.device_budget
+    attention, table, budget = best_attention(), placed.model.table, tiers.device_budget
     multiplying = products(dtype, tiers.device)
     probe = ActivationProbe(
         model=placed.model,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from headrace.attention.grouped import GroupedAttention
+from headrace.attention.paged import best_attention
 from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.planner.calibration_record import AttentionRate
@@ -65,7 +65,7 @@ def _measure(
     starts = np.full(num_rows, context - num_queries, dtype=np.int64)
     lengths = np.full(num_rows, num_queries, dtype=np.int64)
     query = torch.randn(num_rows * num_queries, shape.num_heads, shape.key_width, device=device).to(dtype)
-    attention, rule = GroupedAttention(), AttentionRule(scale=shape.key_width**-0.5)
+    attention, rule = best_attention(), AttentionRule(scale=shape.key_width**-0.5)
     layout = RaggedLayout.build(
         block_tokens=_BLOCK_TOKENS, starts=starts, lengths=lengths, block_table=table, device=device
     )

@@ -42,6 +42,7 @@ class MachineIdentity:
         num_cores: that this process may use.
         num_threads: that torch uses for one operation.
         device: that computes: `cpu`, or the name of a GPU.
+        kernels: instruction set of the C++ library; None where torch does its work.
     """
 
     cpu: str
@@ -49,6 +50,7 @@ class MachineIdentity:
     num_threads: int
     torch: str
     device: str
+    kernels: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,7 @@ class Machine:
         instruction_sets: of those that matter to matrix products, the ones that are there.
         memory_free_bytes: what this process could still take, container included.
         container_limit_bytes: None where there is none below the machine's own memory.
+        kernels: instruction set of the C++ library that is used; None where torch does its work.
     """
 
     system: str
@@ -68,6 +71,7 @@ class Machine:
     transformers: str
     cpu: str
     instruction_sets: tuple[str, ...]
+    kernels: str | None
     num_cores: int
     num_threads: int
     memory_total_bytes: int
@@ -80,6 +84,8 @@ def describe_machine() -> Machine:
     """Looks at the machine; imports torch to do so."""
     import torch
 
+    from headrace.kernels.library import instruction_set
+
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -88,6 +94,7 @@ def describe_machine() -> Machine:
         transformers=_version("transformers"),
         cpu=cpu_name(),
         instruction_sets=instruction_sets(),
+        kernels=instruction_set(),
         num_cores=num_cores(),
         num_threads=torch.get_num_threads(),
         memory_total_bytes=psutil.virtual_memory().total,
@@ -107,12 +114,15 @@ def identify_machine(device: str = "cpu") -> MachineIdentity:
     """Returns what rates that are measured on `device`, in torch's spelling, hold for; imports torch."""
     import torch
 
+    from headrace.kernels.library import instruction_set
+
     return MachineIdentity(
         cpu=cpu_name(),
         num_cores=num_cores(),
         num_threads=torch.get_num_threads(),
         torch=_version("torch"),
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        kernels=instruction_set(),
     )
 
 

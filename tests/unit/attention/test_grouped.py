@@ -10,12 +10,18 @@ from torch import Tensor
 
 from headrace.attention import grouped
 from headrace.attention.grouped import GroupedAttention
+from headrace.attention.paged import PagedAttention
 from headrace.attention.ragged import AttentionBackend
 from headrace.attention.reference import ReferenceAttention
 from headrace.attention.rule import AttentionRule
+from headrace.kernels.library import load, usable
 from tests.unit.attention.layouts import Heads, Scene, attend_plainly, make_scene
 
-BACKENDS: list[AttentionBackend] = [GroupedAttention(), ReferenceAttention()]
+BACKENDS: list[AttentionBackend] = [
+    GroupedAttention(),
+    ReferenceAttention(),
+    *(PagedAttention(load(instruction_set)) for instruction_set in usable()),
+]
 MULTI_HEAD = Heads(num_heads=4, num_kv_heads=4, key_width=8, value_width=8)
 GROUPED_QUERY = Heads(num_heads=6, num_kv_heads=2, key_width=8, value_width=8)
 MULTI_QUERY = Heads(num_heads=4, num_kv_heads=1, key_width=8, value_width=8)

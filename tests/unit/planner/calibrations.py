@@ -6,7 +6,7 @@ from headrace.planner.calibration_record import AttentionRate, Calibration, Disk
 from headrace.planner.machine import MachineIdentity
 from headrace.units import MIB
 
-MACHINE = MachineIdentity(cpu="A CPU", num_cores=4, num_threads=2, torch="2.13.0", device="cpu")
+MACHINE = MachineIdentity(cpu="A CPU", num_cores=4, num_threads=2, torch="2.13.0", device="cpu", kernels=None)
 
 
 def made_up(machine: MachineIdentity = MACHINE, disk_id: int = 7) -> Calibration:

@@ -1,0 +1,302 @@
+// Ragged attention over paged keys and values, for prompts and decoding rows alike.
+//
+// Of every row, TILE_KEYS keys at a time, counted from position 0, are scored against up to TILE_QUERIES queries that
+// share a KV head, and their values are weighed into results that are rescaled when a larger score comes. What is
+// computed for one query, and in which order, depends on its position alone: not on the queries or rows beside it, nor
+// on how a prompt is cut into chunks. Arithmetic is in fp32.
+#include "attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "floats.h"
+
+namespace headrace {
+namespace {
+
+constexpr int TILE_KEYS = 32;
+constexpr int TILE_QUERIES = 32;
+constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
+constexpr int KEY_VECTORS = TILE_KEYS / LANES;
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
+
+// A thread's own tile. Rows are padded to whole registers; the padding is zero.
+struct Tile {
+    int key_width, value_width;  // padded
+    std::vector<float> memory;
+    float *queries, *keys, *values, *results, *scores;
+    Floats totals[TILE_QUERIES];  // each lane sums its own keys' weights
+    float most[TILE_QUERIES];
+    int num_queries;
+
+    explicit Tile(const Attention &call) : key_width(padded(call.key_width)), value_width(padded(call.value_width)) {
+        memory.resize(TILE_QUERIES * (key_width + value_width + TILE_KEYS) + TILE_KEYS * (key_width + value_width));
+        queries = memory.data();
+        results = queries + TILE_QUERIES * key_width;
+        scores = results + TILE_QUERIES * value_width;
+        keys = scores + TILE_QUERIES * TILE_KEYS;
+        values = keys + TILE_KEYS * key_width;
+    }
+};
+
+// Some queries of one row that share a KV head: tokens first_token .. stop_token of the chunk, and for each of them the
+// heads first_head .. stop_head.
+struct Work {
+    int row, kv_head, first_token, stop_token, first_head, stop_head;
+
+    int heads() const { return stop_head - first_head; }
+    int num_queries() const { return (stop_token - first_token) * heads(); }
+};
+
+// ---- queries in, results out ----------------------------------------------------------------------------------------
+
+template <class Element>
+void widen_row(const Element *from, int width, float *to) {
+    int d = 0;
+    for (; d + LANES <= width; d += LANES) store(to + d, load(from + d));
+    for (; d < width; d++) to[d] = widened(from[d]);
+}
+
+int64_t packed_row(const Attention &call, const Work &work, int query) {
+    int64_t token = call.query_starts[work.row] + work.first_token + query / work.heads();
+    return token * call.num_heads + work.first_head + query % work.heads();
+}
+
+template <class Element>
+void take_queries(const Attention &call, const Work &work, Tile &tile) {
+    tile.num_queries = work.num_queries();
+    for (int q = 0; q < tile.num_queries; q++) {
+        float *query = tile.queries + q * tile.key_width;
+        const Element *from = static_cast<const Element *>(call.query) + packed_row(call, work, q) * call.key_width;
+        widen_row(from, call.key_width, query);
+        for (int d = 0; d < call.key_width; d++) query[d] *= call.scale;
+        tile.most[q] = NEVER;
+        tile.totals[q] = zeros();
+    }
+    std::fill(tile.results, tile.results + tile.num_queries * tile.value_width, 0.0f);
+}
+
+template <class Element>
+void give_results(const Attention &call, const Work &work, const Tile &tile) {
+    for (int q = 0; q < tile.num_queries; q++) {
+        float total = sum(tile.totals[q]), factor = 1.0f;
+        if (call.sinks) {
+            float sink = call.sinks[work.first_head + q % work.heads()], most = std::max(tile.most[q], sink);
+            factor = std::exp(tile.most[q] - most);
+            total = total * factor + std::exp(sink - most);
+        }
+        Floats share = every(factor / total);
+        const float *result = tile.results + q * tile.value_width;
+        Element *to = static_cast<Element *>(call.output) + packed_row(call, work, q) * call.value_width;
+        int v = 0;
+        for (; v + LANES <= call.value_width; v += LANES) store(to + v, load(result + v) * share);
+        for (; v < call.value_width; v++) narrow(result[v] * (factor / total), to + v);
+    }
+}
+
+// ---- keys and values of a tile --------------------------------------------------------------------------------------
+
+// Reads positions first <= p < stop of the tile that begins at `begin`, and prefetches the same rows of `next`, if any.
+template <class Element>
+void widen_tile(const Attention &call, const int64_t *table, const Element *pages, const int64_t *strides, int kv_head,
+                int width, int begin, int first, int stop, int row_width, float *to, const Element *next_pages,
+                const int64_t *next_strides, int next_begin, int next_stop) {
+    for (int position = first; position < stop; position++) {
+        auto place = [&](const Element *in, const int64_t *by, int p) {
+            return in + table[p / call.block_tokens] * by[0] + kv_head * by[1] + p % call.block_tokens * by[2];
+        };
+        const Element *from = place(pages, strides, position);
+        int ahead = next_begin + (position - begin);
+        if (ahead < next_stop && table[ahead / call.block_tokens] >= 0) {
+            const Element *next = place(next_pages, next_strides, ahead);
+            for (int d = 0; d < width; d += 64 / static_cast<int>(sizeof(Element)))
+                _mm_prefetch(reinterpret_cast<const char *>(next + d), _MM_HINT_T0);
+        }
+        widen_row(from, width, to + (position - begin) * row_width);
+    }
+}
+
+// ---- scores ---------------------------------------------------------------------------------------------------------
+
+// Products of QUERIES queries and KEYS keys, as many pairs as a register has lanes, in the order (query, key).
+template <int QUERIES, int KEYS>
+Floats products(const float *queries, const float *keys, int width) {
+    static_assert(QUERIES * KEYS == LANES, "as many pairs as lanes");
+    Floats pairs[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) pairs[i] = zeros();
+    for (int d = 0; d < width; d += LANES) {
+        Floats key[KEYS];
+#pragma GCC unroll 16
+        for (int k = 0; k < KEYS; k++) key[k] = load(keys + k * width + d);
+#pragma GCC unroll 16
+        for (int q = 0; q < QUERIES; q++) {
+            Floats query = load(queries + q * width + d);
+#pragma GCC unroll 16
+            for (int k = 0; k < KEYS; k++) pairs[q * KEYS + k] = fma(query, key[k], pairs[q * KEYS + k]);
+        }
+    }
+    return sums(pairs);
+}
+
+void score(Tile &tile) {
+    int q = 0;
+    for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
+        for (int k = 0; k < TILE_KEYS; k += 4) {
+            float scored[LANES];
+            store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * tile.key_width, tile.keys + k * tile.key_width,
+                                                   tile.key_width));
+            for (int i = 0; i < QUERY_BLOCK; i++)
+                std::memcpy(tile.scores + (q + i) * TILE_KEYS + k, scored + 4 * i, 4 * sizeof(float));
+        }
+    for (; q < tile.num_queries; q++)
+        for (int k = 0; k < TILE_KEYS; k += LANES)
+            store(tile.scores + q * TILE_KEYS + k,
+                  products<1, LANES>(tile.queries + q * tile.key_width, tile.keys + k * tile.key_width, tile.key_width));
+}
+
+// Turns the scores of query `q` into weights; keys first <= k < stop of the tile are seen. Returns by what earlier
+// results and weights are to be multiplied.
+float weigh(const Attention &call, Tile &tile, int q, int head, int begin, int first, int stop) {
+    float *scores = tile.scores + q * TILE_KEYS;
+    Floats most = every(NEVER), weights[KEY_VECTORS];
+#pragma GCC unroll 4
+    for (int i = 0; i < KEY_VECTORS; i++) {
+        Floats scored = load(scores + i * LANES);
+        if (call.softcap > 0)
+            scored = every(call.softcap) * hyperbolic_tangent(scored / every(call.softcap));
+        if (call.bias) scored = scored + load(call.bias + head * call.bias_stride + begin + i * LANES);
+        weights[i] = between(first - i * LANES, stop - i * LANES, scored, NEVER);
+        most = max(most, weights[i]);
+    }
+    float before = tile.most[q], now = std::max(before, largest(most));
+    if (now == NEVER) now = 0;  // nothing is seen yet
+    float factor = before == now ? 1.0f : std::exp(before - now);
+    tile.most[q] = std::max(before, largest(most));
+    Floats total = tile.totals[q] * every(factor);
+#pragma GCC unroll 4
+    for (int i = 0; i < KEY_VECTORS; i++) {
+        weights[i] = between(first - i * LANES, stop - i * LANES, exponential(weights[i] - every(now)), 0.0f);
+        total = total + weights[i];
+        store(scores + i * LANES, weights[i]);
+    }
+    tile.totals[q] = total;
+    return factor;
+}
+
+// ---- results --------------------------------------------------------------------------------------------------------
+
+template <int QUERIES, int VECTORS>
+void add_values(Tile &tile, int q, int v, const float *factors, int stop) {
+    Floats results[QUERIES][VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < QUERIES; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < VECTORS; j++)
+            results[i][j] = load(tile.results + (q + i) * tile.value_width + v + j * LANES) * every(factors[q + i]);
+    for (int k = 0; k < stop; k++) {
+        Floats value[VECTORS];
+#pragma GCC unroll 16
+        for (int j = 0; j < VECTORS; j++) value[j] = load(tile.values + k * tile.value_width + v + j * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < QUERIES; i++) {
+            Floats weight = every(tile.scores[(q + i) * TILE_KEYS + k]);
+#pragma GCC unroll 16
+            for (int j = 0; j < VECTORS; j++) results[i][j] = fma(weight, value[j], results[i][j]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < QUERIES; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < VECTORS; j++)
+            store(tile.results + (q + i) * tile.value_width + v + j * LANES, results[i][j]);
+}
+
+template <int QUERIES>
+void add_values_of(Tile &tile, int q, const float *factors, int stop) {
+    int v = 0;
+    for (; v + 4 * LANES <= tile.value_width; v += 4 * LANES) add_values<QUERIES, 4>(tile, q, v, factors, stop);
+    for (; v < tile.value_width; v += LANES) add_values<QUERIES, 1>(tile, q, v, factors, stop);
+}
+
+// ---- one piece of work ----------------------------------------------------------------------------------------------
+
+template <class Element>
+void attend(const Attention &call, const Work &work, Tile &tile) {
+    const int64_t *table = call.block_table + work.row * call.table_width;
+    const auto *keys = static_cast<const Element *>(call.keys), *values = static_cast<const Element *>(call.values);
+    const int start = static_cast<int>(call.starts[work.row]);
+    const int oldest = start + work.first_token, newest = start + work.stop_token - 1;  // positions of the queries
+    const int lowest = call.window ? std::max(0, oldest - call.window + 1) : 0;
+    float factors[TILE_QUERIES];
+    for (int begin = lowest / TILE_KEYS * TILE_KEYS; begin <= newest; begin += TILE_KEYS) {
+        const int first = std::max(begin, lowest), stop = std::min(begin + TILE_KEYS, newest + 1);
+        const int next_stop = std::min(begin + 2 * TILE_KEYS, newest + 1);
+        widen_tile(call, table, keys, call.key_strides, work.kv_head, call.key_width, begin, first, stop, tile.key_width,
+                   tile.keys, values, call.value_strides, begin, stop);
+        score(tile);
+        for (int q = 0; q < tile.num_queries; q++) {
+            const int position = oldest + q / work.heads();
+            const int sees = call.window ? std::max(lowest, position - call.window + 1) : 0;
+            factors[q] = weigh(call, tile, q, work.first_head + q % work.heads(), begin, sees - begin, position + 1 - begin);
+        }
+        widen_tile(call, table, values, call.value_strides, work.kv_head, call.value_width, begin, first, stop,
+                   tile.value_width, tile.values, keys, call.key_strides, begin + TILE_KEYS, next_stop);
+        int q = 0;
+        for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
+            add_values_of<QUERY_BLOCK>(tile, q, factors, stop - begin);
+        for (; q < tile.num_queries; q++) add_values_of<1>(tile, q, factors, stop - begin);
+    }
+}
+
+std::vector<Work> divided(const Attention &call) {
+    const int group = call.num_heads / call.num_kv_heads;
+    const int heads = std::min(group, TILE_QUERIES), tokens = TILE_QUERIES / heads;
+    std::vector<Work> all;
+    for (int row = 0; row < call.num_rows; row++)
+        for (int kv_head = 0; kv_head < call.num_kv_heads; kv_head++)
+            for (int head = 0; head < group; head += heads)
+                for (int token = 0; token < call.lengths[row]; token += tokens)
+                    all.push_back({row, kv_head, token, std::min<int>(token + tokens, call.lengths[row]),
+                                   kv_head * group + head, kv_head * group + std::min(head + heads, group)});
+    return all;
+}
+
+template <class Query, class Element>
+void attend_all(const Attention &call) {
+    const std::vector<Work> all = divided(call);
+#pragma omp parallel num_threads(call.num_threads)
+    {
+        Tile tile(call);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < all.size(); i++) {
+            take_queries<Query>(call, all[i], tile);
+            attend<Element>(call, all[i], tile);
+            give_results<Query>(call, all[i], tile);
+        }
+    }
+}
+
+template <class Query>
+void attend_over(const Attention &call) {
+    switch (call.kv_type) {
+        case FLOAT32: return attend_all<Query, float>(call);
+        case BFLOAT16: return attend_all<Query, bfloat16>(call);
+        case FLOAT16: return attend_all<Query, float16>(call);
+    }
+}
+
+}  // namespace
+}  // namespace headrace
+
+extern "C" void headrace_attend(const headrace::Attention *call) {
+    switch (call->query_type) {
+        case headrace::FLOAT32: return headrace::attend_over<float>(*call);
+        case headrace::BFLOAT16: return headrace::attend_over<headrace::bfloat16>(*call);
+        case headrace::FLOAT16: return headrace::attend_over<headrace::float16>(*call);
+    }
+}

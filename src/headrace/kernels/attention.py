@@ -1,0 +1,89 @@
+"""Calls `headrace_attend`: attention over paged keys and values on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BIAS_MULTIPLE = 32
+"""The library reads a bias in whole tiles of so many keys."""
+
+
+class _Attention(Structure):
+    """`headrace::Attention` of attention.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "output", "keys", "values")),
+        *((name, c_int64 * 3) for name in ("key_strides", "value_strides")),
+        *((name, c_void_p) for name in ("starts", "lengths", "query_starts", "block_table", "bias", "sinks")),
+        *((name, c_int64) for name in ("table_width", "bias_stride")),
+        *((name, c_int32) for name in ("query_type", "kv_type", "num_rows", "num_heads", "num_kv_heads")),
+        *((name, c_int32) for name in ("key_width", "value_width", "block_tokens", "window", "num_threads")),
+        *((name, c_float) for name in ("scale", "softcap")),
+    )
+
+
+def attend(
+    library: ctypes.CDLL,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    value_width: int,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    query_starts: npt.NDArray[np.int64],
+    block_table: npt.NDArray[np.int64],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Returns (T, H, V) in the query's dtype; every dtype is one of `TYPES`, every tensor on the CPU.
+
+    Args:
+        query: (T, H, D), contiguous.
+        keys, values: (N, K, S, D) and (N, K, S, at least V), each slot's numbers next to each other.
+        starts, lengths, query_starts: (R,) position of a row's first token, number of its tokens, their place in T.
+        block_table: (R, B) block of every S positions, contiguous; -1 where no token is seen.
+        bias: (H, L) fp32, added to the scores by key position; L a multiple of `BIAS_MULTIPLE` beyond every position.
+        sinks: (H,) fp32.
+    """
+    output = query.new_empty(*query.shape[:2], value_width)
+    call = _Attention(
+        query=query.data_ptr(),
+        output=output.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        key_strides=(c_int64 * 3)(*keys.stride()[:3]),
+        value_strides=(c_int64 * 3)(*values.stride()[:3]),
+        starts=starts.ctypes.data,
+        lengths=lengths.ctypes.data,
+        query_starts=query_starts.ctypes.data,
+        block_table=block_table.ctypes.data,
+        bias=None if bias is None else bias.data_ptr(),
+        sinks=None if sinks is None else sinks.data_ptr(),
+        table_width=block_table.shape[1],
+        bias_stride=0 if bias is None else bias.stride(0),
+        query_type=TYPES[query.dtype],
+        kv_type=TYPES[keys.dtype],
+        num_rows=len(starts),
+        num_heads=query.shape[1],
+        num_kv_heads=keys.shape[1],
+        key_width=query.shape[2],
+        value_width=value_width,
+        block_tokens=keys.shape[2],
+        window=window or 0,
+        num_threads=torch.get_num_threads(),
+        scale=scale,
+        softcap=softcap or 0.0,
+    )
+    library.headrace_attend(byref(call))
+    return output

@@ -1,0 +1,86 @@
+"""Compiles the C++ library for each instruction set: when Headrace is installed, or `python -m headrace.kernels.build`.
+
+Only the standard library and a C++ compiler are used: hatch_build.py runs this file before Headrace can be imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = ("attention.cpp",)
+HEADERS = ("attention.h", "floats.h")
+INSTRUCTION_SETS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+"""The best first, and what GCC and Clang call the processors that have it."""
+# GCC 12 warns of its own headers here.
+OPTIONS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-Wall",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+)
+FOLDER = Path(__file__).resolve().parent
+
+
+class BuildError(Exception):
+    """The library cannot be built here; Headrace runs without it."""
+
+
+def library_file(instruction_set: str) -> Path:
+    """Where the library for `instruction_set` is, once it is built of the sources as they are now."""
+    content = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS, Path(__file__).name))
+    return FOLDER / f"headrace_{instruction_set}_{hashlib.sha256(content).hexdigest()[:8]}.so"
+
+
+def build() -> list[Path]:
+    """Compiles what is missing, removes what older sources gave, and returns the libraries.
+
+    Raises:
+        BuildError: not an x86-64 Linux, no compiler (`CXX`, else c++, g++ or clang++), or it failed.
+    """
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise BuildError(f"kernels are written for x86-64 Linux, this is {platform.machine()} {platform.system()}")
+    compiler = next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise BuildError("no C++ compiler (Debian, Ubuntu: apt install g++)")
+    libraries = {library_file(name): processor for name, processor in INSTRUCTION_SETS.items()}
+    for library, processor in libraries.items():
+        if not library.exists():
+            _compile(compiler, processor, library)
+    for old in FOLDER.glob("headrace_*.so"):
+        if old not in libraries:
+            old.unlink()
+    return list(libraries)
+
+
+def _compile(compiler: str, processor: str, library: Path) -> None:
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    command = [
+        compiler,
+        *OPTIONS,
+        f"-march={processor}",
+        *(str(FOLDER / name) for name in SOURCES),
+        "-o",
+        str(unfinished),
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        unfinished.unlink(missing_ok=True)
+        raise BuildError(f"{' '.join(command)}\n{answer.stderr}")
+    unfinished.replace(library)
+
+
+if __name__ == "__main__":
+    try:
+        print(*build(), sep="\n")
+    except BuildError as error:
+        sys.exit(f"headrace.kernels: {error}")

@@ -1,0 +1,97 @@
+"""The library's attention: results do not depend on what is computed beside them; narrow types; bad numbers."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headrace.attention.paged import PagedAttention
+from headrace.attention.ragged import RaggedLayout
+from headrace.attention.rule import AttentionRule
+from headrace.kernels.library import load, usable
+from tests.unit.attention.layouts import CPU, Heads, Scene, attend_plainly, make_scene
+
+pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
+BACKENDS = [PagedAttention(load(name)) for name in usable()]
+SHAPES = {
+    "multi-head": Heads(num_heads=4, num_kv_heads=4, key_width=64, value_width=64),
+    "grouped-query": Heads(num_heads=12, num_kv_heads=2, key_width=48, value_width=48),
+    "multi-query of many heads": Heads(num_heads=71, num_kv_heads=1, key_width=16, value_width=16),
+    "latent": Heads(num_heads=8, num_kv_heads=1, key_width=72, value_width=64, latent=True),
+    "odd": Heads(num_heads=6, num_kv_heads=3, key_width=37, value_width=21),
+}
+RULES = {
+    "plain": AttentionRule(scale=0.3),
+    "window": AttentionRule(scale=0.3, window=40),
+    "softcap": AttentionRule(scale=0.3, softcap=3.0),
+}
+
+
+def alone(backend: PagedAttention, scene: Scene, rule: AttentionRule, row: int, first: int, stop: int) -> Tensor:
+    """Attends for tokens `first` to `stop` of a row's chunk, in a micro-batch of their own."""
+    layout = RaggedLayout.build(
+        block_tokens=scene.layout.block_tokens,
+        starts=scene.layout.starts[row : row + 1] + first,
+        lengths=np.array([stop - first]),
+        block_table=scene.layout.block_table[row : row + 1],
+        device=CPU,
+    )
+    begin = int(scene.layout.query_starts[row])
+    return backend.attend(scene.query[begin + first : begin + stop], scene.pages, layout, rule)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("heads", SHAPES)
+def test_a_result_is_bitwise_the_same_whatever_is_computed_beside_it(heads: str, rule: str, dtype: torch.dtype) -> None:
+    draw = random.Random(len(heads) + len(rule))
+    chunks = [(draw.randrange(150), draw.choice([1, 1, 5, 33, 90])) for _ in range(5)]
+    scene = make_scene(7, SHAPES[heads], chunks, block_tokens=16, dtype=dtype)
+    for backend in BACKENDS:
+        together = backend.attend(scene.query, scene.pages, scene.layout, RULES[rule])
+        pieces = []
+        for row, (_, length) in enumerate(chunks):
+            cuts = sorted({0, length, *(draw.randrange(length + 1) for _ in range(3))})
+            pieces += [alone(backend, scene, RULES[rule], row, *cut) for cut in pairwise(cuts)]
+        assert torch.equal(together, torch.cat(pieces))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", SHAPES)
+def test_narrow_types_are_rounded_once_at_the_end(heads: str, dtype: torch.dtype) -> None:
+    scene = make_scene(5, SHAPES[heads], [(0, 70), (44, 1), (100, 3)], block_tokens=16, dtype=dtype)
+    defined = attend_plainly(scene, RULES["plain"])
+    for backend in BACKENDS:
+        attended = backend.attend(scene.query, scene.pages, scene.layout, RULES["plain"])
+        assert attended.dtype == dtype
+        torch.testing.assert_close(attended, defined.to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+def test_a_value_that_is_no_number_reaches_those_who_see_it_and_nobody_else() -> None:
+    heads = SHAPES["multi-head"]
+    scene = make_scene(2, heads, [(0, 40), (0, 40)], block_tokens=16)
+    lost = int(scene.layout.block_table[0, 1])  # positions 16 to 31 of the first row
+    scene.pages.keys[lost, :, 4] = float("nan")
+    for backend in BACKENDS:
+        attended = backend.attend(scene.query, scene.pages, scene.layout, RULES["plain"])
+        assert not attended[:20].isnan().any()
+        assert attended[20:40].isnan().all()
+        assert not attended[40:].isnan().any()
+
+
+def test_pages_that_lie_among_others_are_read_where_they_are() -> None:
+    heads = SHAPES["grouped-query"]
+    scene = make_scene(4, heads, [(30, 20), (3, 1)], block_tokens=16)
+    defined = attend_plainly(scene, RULES["plain"])
+    values = scene.pages.values
+    assert values is not None
+    records = torch.stack([scene.pages.keys, values], dim=1)
+    pages = type(scene.pages)(keys=records[:, 0], values=records[:, 1], value_width=heads.value_width)
+    for backend in BACKENDS:
+        attended = backend.attend(scene.query, pages, scene.layout, RULES["plain"])
+        torch.testing.assert_close(attended.double(), defined, atol=2e-5, rtol=2e-5)
