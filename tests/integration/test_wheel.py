@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.kernels.library import usable
+
 ROOT = Path(__file__).resolve().parents[2]
 MAX_WHEEL_BYTES = 12 * 1000**2
 
@@ -63,6 +65,15 @@ def test_the_wheel_is_small(wheel: Path) -> None:
 def test_the_installed_package_is_the_wheels(environment: Path, tmp_path: Path) -> None:
     where = run(str(environment / "bin" / "python"), "-c", "import headrace; print(headrace.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(environment)
+
+
+@pytest.mark.skipif(not usable(), reason="no compiler")
+def test_the_wheel_is_for_this_platform_and_its_kernels_are_used(
+    wheel: Path, environment: Path, tmp_path: Path
+) -> None:
+    assert wheel.stem.endswith(sysconfig.get_platform().replace("-", "_"))
+    code = "from headrace.kernels.library import instruction_set; print(instruction_set())"
+    assert run(str(environment / "bin" / "python"), "-c", code, cwd=tmp_path).strip() == usable()[0]
 
 
 def test_the_installed_command_helps(environment: Path, tmp_path: Path) -> None:

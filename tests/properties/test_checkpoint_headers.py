@@ -202,6 +202,7 @@ def test_any_index_is_refused_or_leads_to_files_of_its_folder(folder: Path, cont
 
 
 @given(st.dictionaries(st.text(max_size=4), FILE_NAMES, max_size=3))
+@example({"\n": ".safetensors"})
 def test_an_index_of_any_file_names_is_refused_or_leads_to_files_of_its_folder(
     folder: Path, weight_map: dict[str, str]
 ) -> None:
@@ -209,6 +210,7 @@ def test_an_index_of_any_file_names_is_refused_or_leads_to_files_of_its_folder(
 
 
 def torch_file(zipped: bool) -> bytes:
+    """A small file in either layout."""
     stream = io.BytesIO()
     torch.save({"a": torch.ones(2, 3), "b": torch.zeros(4)}, stream, _use_new_zipfile_serialization=zipped)
     return stream.getvalue()

@@ -82,7 +82,7 @@ def read_index(index_file: Path) -> dict[str, str]:
         )
     for name, file_name in weight_map.items():
         if fault := _shard_name_fault(file_name, PurePosixPath(index_file.name.removesuffix(".index.json")).suffix):
-            raise CorruptCheckpointError(f"{index_file}: tensor {name} is said to lie in {fault}")
+            raise CorruptCheckpointError(f"{index_file}: tensor {reprlib.repr(name)} is said to lie in {fault}")
     return weight_map
 
 

@@ -10,6 +10,7 @@ Two layouts, both a pickle of `name -> tensor` whose storages lie elsewhere in t
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import pickletools
 import reprlib
@@ -286,12 +287,13 @@ class _Pickles:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._stop = os.fstat(stream.fileno()).st_size
         self.tell, self.seek = stream.tell, stream.seek
 
     def read(self, num_bytes: int, /) -> bytes:
         if num_bytes > _MAX_PICKLE_BYTES:
             raise pickle.UnpicklingError(f"it holds a value of {format_bytes(num_bytes)}")
-        return self._stream.read(num_bytes)
+        return self._stream.read(min(num_bytes, self._stop - self.tell()))  # who reads makes room for all at once
 
     def readline(self) -> bytes:
         return self._stream.readline(_MAX_PICKLE_BYTES)

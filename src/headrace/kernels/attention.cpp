@@ -20,6 +20,7 @@ constexpr int TILE_KEYS = 32;
 constexpr int TILE_QUERIES = 32;
 constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
 constexpr int KEY_VECTORS = TILE_KEYS / LANES;
+constexpr int WIDENED_FOR = 8;  // from so many queries on narrow keys are widened once, in a tile's own memory
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
@@ -100,31 +101,64 @@ void give_results(const Attention &call, const Work &work, const Tile &tile) {
 
 // ---- keys and values of a tile --------------------------------------------------------------------------------------
 
-// Reads positions first <= p < stop of the tile that begins at `begin`, and prefetches the same rows of `next`, if any.
+// TILE_KEYS keys or values: where they lie in their page, or widened in a tile's own memory.
 template <class Element>
-void widen_tile(const Attention &call, const int64_t *table, const Element *pages, const int64_t *strides, int kv_head,
-                int width, int begin, int first, int stop, int row_width, float *to, const Element *next_pages,
-                const int64_t *next_strides, int next_begin, int next_stop) {
-    for (int position = first; position < stop; position++) {
-        auto place = [&](const Element *in, const int64_t *by, int p) {
-            return in + table[p / call.block_tokens] * by[0] + kv_head * by[1] + p % call.block_tokens * by[2];
-        };
-        const Element *from = place(pages, strides, position);
-        int ahead = next_begin + (position - begin);
-        if (ahead < next_stop && table[ahead / call.block_tokens] >= 0) {
-            const Element *next = place(next_pages, next_strides, ahead);
-            for (int d = 0; d < width; d += 64 / static_cast<int>(sizeof(Element)))
-                _mm_prefetch(reinterpret_cast<const char *>(next + d), _MM_HINT_T0);
-        }
-        widen_row(from, width, to + (position - begin) * row_width);
+struct Rows {
+    const Element *first;
+    int64_t stride;
+
+    const Element *at(int key) const { return first + key * stride; }
+};
+
+// The lines of a tile that is needed next; asked for row by row while the one before it is computed.
+struct Ahead {
+    const char *first = nullptr;
+    int64_t stride = 0;
+    int row_bytes = 0;
+
+    void ask_for(int row) const {
+        if (!first) return;
+        for (int line = 0; line < row_bytes; line += 64) _mm_prefetch(first + row * stride + line, _MM_HINT_T0);
     }
-}
+};
+
+// One row's keys, or its values, for one KV head.
+template <class Element>
+struct Paged {
+    const Element *pages;
+    const int64_t *strides, *table;
+    int block_tokens, width;
+
+    Paged(const Attention &call, const Work &work, const void *pages, const int64_t *strides, int width)
+        : pages(static_cast<const Element *>(pages) + work.kv_head * strides[1]),
+          strides(strides),
+          table(call.block_table + work.row * call.table_width),
+          block_tokens(call.block_tokens),
+          width(width) {}
+
+    const Element *at(int position) const {
+        return pages + table[position / block_tokens] * strides[0] + position % block_tokens * strides[2];
+    }
+    // Whether a tile is one piece of a page, whose rows fill whole registers.
+    bool whole_tiles() const { return block_tokens % TILE_KEYS == 0 && width % LANES == 0; }
+    Rows<Element> in_place(int begin) const { return {at(begin), strides[2]}; }
+    Ahead ahead(int begin, int stop) const {
+        if (begin >= stop || !whole_tiles()) return {};
+        const int64_t size = sizeof(Element);
+        return {reinterpret_cast<const char *>(at(begin)), strides[2] * size, static_cast<int>(width * size)};
+    }
+    Rows<float> widened(int begin, int first, int stop, float *to, int row_width) const {
+        for (int position = first; position < stop; position++)
+            widen_row(at(position), width, to + (position - begin) * row_width);
+        return {to, row_width};
+    }
+};
 
 // ---- scores ---------------------------------------------------------------------------------------------------------
 
 // Products of QUERIES queries and KEYS keys, as many pairs as a register has lanes, in the order (query, key).
-template <int QUERIES, int KEYS>
-Floats products(const float *queries, const float *keys, int width) {
+template <int QUERIES, int KEYS, class Element>
+Floats products(const float *queries, int width, Rows<Element> keys, int k) {
     static_assert(QUERIES * KEYS == LANES, "as many pairs as lanes");
     Floats pairs[LANES];
 #pragma GCC unroll 16
@@ -132,31 +166,36 @@ Floats products(const float *queries, const float *keys, int width) {
     for (int d = 0; d < width; d += LANES) {
         Floats key[KEYS];
 #pragma GCC unroll 16
-        for (int k = 0; k < KEYS; k++) key[k] = load(keys + k * width + d);
+        for (int i = 0; i < KEYS; i++) key[i] = load(keys.at(k + i) + d);
 #pragma GCC unroll 16
         for (int q = 0; q < QUERIES; q++) {
             Floats query = load(queries + q * width + d);
 #pragma GCC unroll 16
-            for (int k = 0; k < KEYS; k++) pairs[q * KEYS + k] = fma(query, key[k], pairs[q * KEYS + k]);
+            for (int i = 0; i < KEYS; i++) pairs[q * KEYS + i] = fma(query, key[i], pairs[q * KEYS + i]);
         }
     }
     return sums(pairs);
 }
 
-void score(Tile &tile) {
+template <class Element>
+void score(Tile &tile, Rows<Element> keys, Ahead ahead) {
+    const int width = tile.key_width;
     int q = 0;
     for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
         for (int k = 0; k < TILE_KEYS; k += 4) {
+            if (q == 0)
+                for (int i = 0; i < 4; i++) ahead.ask_for(k + i);
             float scored[LANES];
-            store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * tile.key_width, tile.keys + k * tile.key_width,
-                                                   tile.key_width));
+            store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * width, width, keys, k));
             for (int i = 0; i < QUERY_BLOCK; i++)
                 std::memcpy(tile.scores + (q + i) * TILE_KEYS + k, scored + 4 * i, 4 * sizeof(float));
         }
     for (; q < tile.num_queries; q++)
-        for (int k = 0; k < TILE_KEYS; k += LANES)
-            store(tile.scores + q * TILE_KEYS + k,
-                  products<1, LANES>(tile.queries + q * tile.key_width, tile.keys + k * tile.key_width, tile.key_width));
+        for (int k = 0; k < TILE_KEYS; k += LANES) {
+            if (q == 0)
+                for (int i = 0; i < LANES; i++) ahead.ask_for(k + i);
+            store(tile.scores + q * TILE_KEYS + k, products<1, LANES>(tile.queries + q * width, width, keys, k));
+        }
 }
 
 // Turns the scores of query `q` into weights; keys first <= k < stop of the tile are seen. Returns by what earlier
@@ -190,8 +229,8 @@ float weigh(const Attention &call, Tile &tile, int q, int head, int begin, int f
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
-template <int QUERIES, int VECTORS>
-void add_values(Tile &tile, int q, int v, const float *factors, int stop) {
+template <int QUERIES, int VECTORS, class Element>
+void add_values(Tile &tile, Rows<Element> values, int q, int v, const float *factors, int stop, Ahead ahead) {
     Floats results[QUERIES][VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < QUERIES; i++)
@@ -199,9 +238,10 @@ void add_values(Tile &tile, int q, int v, const float *factors, int stop) {
         for (int j = 0; j < VECTORS; j++)
             results[i][j] = load(tile.results + (q + i) * tile.value_width + v + j * LANES) * every(factors[q + i]);
     for (int k = 0; k < stop; k++) {
+        ahead.ask_for(k);
         Floats value[VECTORS];
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; j++) value[j] = load(tile.values + k * tile.value_width + v + j * LANES);
+        for (int j = 0; j < VECTORS; j++) value[j] = load(values.at(k) + v + j * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < QUERIES; i++) {
             Floats weight = every(tile.scores[(q + i) * TILE_KEYS + k]);
@@ -216,40 +256,53 @@ void add_values(Tile &tile, int q, int v, const float *factors, int stop) {
             store(tile.results + (q + i) * tile.value_width + v + j * LANES, results[i][j]);
 }
 
-template <int QUERIES>
-void add_values_of(Tile &tile, int q, const float *factors, int stop) {
+template <int QUERIES, int VECTORS, class Element>
+void add_values_of(Tile &tile, Rows<Element> values, int q, const float *factors, int stop, Ahead ahead) {
     int v = 0;
-    for (; v + 4 * LANES <= tile.value_width; v += 4 * LANES) add_values<QUERIES, 4>(tile, q, v, factors, stop);
-    for (; v < tile.value_width; v += LANES) add_values<QUERIES, 1>(tile, q, v, factors, stop);
+    for (; v + VECTORS * LANES <= tile.value_width; v += VECTORS * LANES)
+        add_values<QUERIES, VECTORS>(tile, values, q, v, factors, stop, v ? Ahead{} : ahead);
+    for (; v < tile.value_width; v += LANES)
+        add_values<QUERIES, 1>(tile, values, q, v, factors, stop, v ? Ahead{} : ahead);
+}
+
+template <class Element>
+void add_all_values(Tile &tile, Rows<Element> values, const float *factors, int stop, Ahead ahead) {
+    int q = 0;
+    for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
+        add_values_of<QUERY_BLOCK, 4>(tile, values, q, factors, stop, q ? Ahead{} : ahead);
+    for (; q < tile.num_queries; q++)
+        add_values_of<1, 8>(tile, values, q, factors, stop, q ? Ahead{} : ahead);
 }
 
 // ---- one piece of work ----------------------------------------------------------------------------------------------
 
 template <class Element>
 void attend(const Attention &call, const Work &work, Tile &tile) {
-    const int64_t *table = call.block_table + work.row * call.table_width;
-    const auto *keys = static_cast<const Element *>(call.keys), *values = static_cast<const Element *>(call.values);
+    const Paged<Element> keys(call, work, call.keys, call.key_strides, call.key_width);
+    const Paged<Element> values(call, work, call.values, call.value_strides, call.value_width);
     const int start = static_cast<int>(call.starts[work.row]);
     const int oldest = start + work.first_token, newest = start + work.stop_token - 1;  // positions of the queries
     const int lowest = call.window ? std::max(0, oldest - call.window + 1) : 0;
+    const bool few = tile.num_queries < WIDENED_FOR || sizeof(Element) == sizeof(float);
+    const bool in_place = few && keys.whole_tiles() && values.whole_tiles();
     float factors[TILE_QUERIES];
     for (int begin = lowest / TILE_KEYS * TILE_KEYS; begin <= newest; begin += TILE_KEYS) {
         const int first = std::max(begin, lowest), stop = std::min(begin + TILE_KEYS, newest + 1);
-        const int next_stop = std::min(begin + 2 * TILE_KEYS, newest + 1);
-        widen_tile(call, table, keys, call.key_strides, work.kv_head, call.key_width, begin, first, stop, tile.key_width,
-                   tile.keys, values, call.value_strides, begin, stop);
-        score(tile);
+        const Ahead then_values = values.ahead(begin, stop), then_keys = keys.ahead(begin + TILE_KEYS, newest + 1);
+        if (in_place)
+            score(tile, keys.in_place(begin), then_values);
+        else
+            score(tile, keys.widened(begin, first, stop, tile.keys, tile.key_width), then_values);
         for (int q = 0; q < tile.num_queries; q++) {
             const int position = oldest + q / work.heads();
             const int sees = call.window ? std::max(lowest, position - call.window + 1) : 0;
             factors[q] = weigh(call, tile, q, work.first_head + q % work.heads(), begin, sees - begin, position + 1 - begin);
         }
-        widen_tile(call, table, values, call.value_strides, work.kv_head, call.value_width, begin, first, stop,
-                   tile.value_width, tile.values, keys, call.key_strides, begin + TILE_KEYS, next_stop);
-        int q = 0;
-        for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
-            add_values_of<QUERY_BLOCK>(tile, q, factors, stop - begin);
-        for (; q < tile.num_queries; q++) add_values_of<1>(tile, q, factors, stop - begin);
+        if (in_place)
+            add_all_values(tile, values.in_place(begin), factors, stop - begin, then_keys);
+        else
+            add_all_values(tile, values.widened(begin, first, stop, tile.values, tile.value_width), factors, stop - begin,
+                           then_keys);
     }
 }
 

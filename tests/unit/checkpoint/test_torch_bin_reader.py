@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +150,18 @@ def test_a_compressed_archive_is_refused(file: Path, tmp_path: Path) -> None:
 def test_a_missing_file_is_not_found(file: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"pytorch_model\.bin"):
         read_torch_bin(file)
+
+
+@pytest.mark.parametrize("claimed", [4 << 20, 90_000_000])
+def test_a_length_beyond_the_file_takes_no_memory(file: Path, claimed: int) -> None:
+    torch.save({"a": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
+    length, content = (16).to_bytes(4, "little"), file.read_bytes()
+    assert b"X" + length + b"protocol_version" in content
+    file.write_bytes(content.replace(b"X" + length, b"X" + claimed.to_bytes(4, "little"), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptCheckpointError, match="only .* remain"):
+            read_torch_bin(file)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,144 @@
+"""Attention of one layer on a CPU: Headrace's library against torch, and against the memory that must be read.
+
+    python -m benchmarks.attention
+    python -m benchmarks.attention --dtype bfloat16 --repeats 9
+
+Decoding rows are measured in bytes of keys and values per second, beside a plain read of as many bytes; prompts in
+operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
+without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
+one batch. All take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import provenance
+from headrace.attention.grouped import GroupedAttention
+from headrace.attention.paged import PagedAttention
+from headrace.attention.ragged import KVPages, RaggedLayout
+from headrace.attention.rule import AttentionRule
+from headrace.kernels.library import load, usable
+
+BLOCK_TOKENS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`num_rows` rows of `context` tokens, the last `num_queries` of which are computed."""
+
+    num_heads: int
+    num_kv_heads: int
+    width: int
+    num_rows: int
+    context: int
+    num_queries: int
+
+    @property
+    def name(self) -> str:
+        kind = "decode" if self.num_queries == 1 else "prefill"
+        return f"{kind} {self.num_rows} x {self.context}, {self.num_heads}/{self.num_kv_heads} heads of {self.width}"
+
+    @property
+    def num_operations(self) -> int:
+        pairs = self.num_rows * sum(range(self.context - self.num_queries + 1, self.context + 1))
+        return 4 * pairs * self.num_heads * self.width
+
+
+CASES = [
+    Case(num_heads=32, num_kv_heads=8, width=64, num_rows=64, context=512, num_queries=1),
+    Case(num_heads=32, num_kv_heads=32, width=64, num_rows=64, context=512, num_queries=1),
+    Case(num_heads=32, num_kv_heads=8, width=128, num_rows=64, context=512, num_queries=1),
+    Case(num_heads=32, num_kv_heads=32, width=128, num_rows=48, context=144, num_queries=1),
+    Case(num_heads=32, num_kv_heads=8, width=64, num_rows=1, context=512, num_queries=512),
+    Case(num_heads=32, num_kv_heads=32, width=128, num_rows=1, context=512, num_queries=512),
+    Case(num_heads=32, num_kv_heads=32, width=128, num_rows=8, context=128, num_queries=128),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="also write the result there, as JSON")
+    arguments = parser.parse_args()
+    result = {**provenance(), "dtype": arguments.dtype, "cases": {}}
+    with torch.inference_mode():
+        for case in CASES:
+            result["cases"][case.name] = _measure(case, getattr(torch, arguments.dtype), arguments.repeats)
+            print(case.name, json.dumps(result["cases"][case.name]), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _measure(case: Case, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    num_columns = case.context // BLOCK_TOKENS + (case.context % BLOCK_TOKENS > 0)
+    places = (case.num_rows * num_columns, case.num_kv_heads, BLOCK_TOKENS, case.width)
+    pages = KVPages(keys=torch.randn(places).to(dtype), values=torch.randn(places).to(dtype), value_width=case.width)
+    layout = RaggedLayout.build(
+        block_tokens=BLOCK_TOKENS,
+        starts=np.full(case.num_rows, case.context - case.num_queries),
+        lengths=np.full(case.num_rows, case.num_queries),
+        block_table=np.random.default_rng(0).permutation(places[0]).reshape(case.num_rows, -1),
+        device=torch.device("cpu"),
+    )
+    query = torch.randn(case.num_rows * case.num_queries, case.num_heads, case.width).to(dtype)
+    rule = AttentionRule(scale=case.width**-0.5)
+    ways: dict[str, Callable[[], object]] = {
+        name: lambda name=name: PagedAttention(load(name)).attend(query, pages, layout, rule) for name in usable()
+    }
+    ways["torch"] = lambda: GroupedAttention().attend(query, pages, layout, rule)
+    ways["sdpa"] = _sdpa(case, dtype)
+    ways["limit"] = _read(case, dtype) if case.num_queries == 1 else _multiply(case)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(repeats + 1):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            if round_:  # the first brings in code and pages
+                seconds[name].append(time.perf_counter() - begin)
+    work = _kv_bytes(case, dtype) if case.num_queries == 1 else case.num_operations
+    rates = {name: work / statistics.median(values) / 1e9 for name, values in seconds.items()}
+    unit = "GB/s" if case.num_queries == 1 else "GFLOP/s"
+    return {
+        **{f"{name}, {unit}": round(rate, 2) for name, rate in rates.items()},
+        **({"share_of_limit": round(rates[usable()[0]] / rates["limit"], 3)} if usable() else {}),
+    }
+
+
+def _kv_bytes(case: Case, dtype: torch.dtype) -> int:
+    return 2 * case.num_rows * case.context * case.num_kv_heads * case.width * dtype.itemsize
+
+
+def _sdpa(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
+    query = torch.randn(case.num_rows, case.num_heads, case.num_queries, case.width).to(dtype)
+    keys, values = (torch.randn(case.num_rows, case.num_kv_heads, case.context, case.width).to(dtype) for _ in range(2))
+    return lambda: torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, is_causal=case.num_queries > 1, enable_gqa=case.num_heads != case.num_kv_heads
+    )
+
+
+def _read(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
+    numbers = torch.ones(_kv_bytes(case, dtype) // 8, dtype=torch.int64)
+    return numbers.sum
+
+
+def _multiply(case: Case) -> Callable[[], Tensor]:
+    """As many operations as attention has, in one product."""
+    width = round((case.num_operations / 2) ** (1 / 3))
+    left, right = torch.randn(width, width), torch.randn(width, width)
+    return lambda: left @ right
+
+
+if __name__ == "__main__":
+    main()
