@@ -160,7 +160,7 @@ def test_a_length_beyond_the_file_takes_no_memory(file: Path, claimed: int) -> N
     file.write_bytes(content.replace(b"X" + length, b"X" + claimed.to_bytes(4, "little"), 1))
     tracemalloc.start()
     try:
-        with pytest.raises(CorruptCheckpointError, match="only .* remain"):
+        with pytest.raises(CorruptCheckpointError, match=r"only .* remain"):
             read_torch_bin(file)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
