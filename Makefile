@@ -61,6 +61,8 @@ clean: ## Remove what was built, measured and cached, and the canary's environme
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+.PRECIOUS: %/.installed
+
 # Without a compiler torch does what the library would: slower.
 %/.kernels: %/.installed $(wildcard src/headrace/kernels/*.cpp src/headrace/kernels/*.h) src/headrace/kernels/build.py
 	@$*/bin/python -m headrace.kernels.build >/dev/null || true

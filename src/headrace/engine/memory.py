@@ -24,7 +24,7 @@ UNBOUNDED_CONTEXT = 32_768
 """Context of models that have no limit of their own (state models, ALiBi), unless --max-model-len says otherwise."""
 BOOKKEEPING_BYTES = 4 * KIB
 """Python's numbers for the tokens of one block: in its sequence, in the tables, and in the prefix tree."""
-LIBRARY_BYTES = 112 * MIB
+LIBRARY_BYTES = 90 * MIB
 """Code and caches that torch and its libraries bring in when a model first runs; what they really take is measured."""
 _SHORTEST_CONTEXT = 64
 TYPICAL_TOKENS = 2048

@@ -110,7 +110,10 @@ class _EmbeddingStandIn(_StandIn):
     """Waits before the embedding, and notes what comes out of it, for as long as the model keeps that."""
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        result = super().forward(*args, **kwargs)
+        first = args[0]
+        if isinstance(first, Tensor) and first.is_meta:  # Llama 4 sends tokens to where the table is, if it is anywhere
+            first = current().token_ids
+        result = super().forward(first, *args[1:], **kwargs)
         if isinstance(result, Tensor):
             current().embedded.append(ref(result))
         return result
@@ -127,18 +130,18 @@ class _LayerStandIn(_StandIn):
         point, returns = self.__dict__["point"], self.__dict__["returns"]
         hidden = args[0] if args else kwargs["hidden_states"]
         if point.layer in current().skipped_layers:
-            return (hidden,) if returns.a_tuple else hidden
+            return hidden if returns.num_more is None else (hidden, *[None] * returns.num_more)
         current().reach(point, hidden if isinstance(hidden, Tensor) else None)
         result = self.__dict__["real"](*args, **kwargs)
-        returns.a_tuple = isinstance(result, tuple)
+        returns.num_more = len(result) - 1 if isinstance(result, tuple) else None
         return result
 
 
 @dataclass(slots=True)
 class _LayerReturns:
-    """What the layers of one model return: hidden states alone, or as the first of a tuple."""
+    """What the layers of one model return: hidden states alone, or as the first of a tuple with `num_more` others."""
 
-    a_tuple: bool = False
+    num_more: int | None = None
 
 
 class _HeadStandIn(_StandIn):
