@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "floats.h"
@@ -212,10 +211,10 @@ float weigh(const Attention &call, Tile &tile, int q, int head, int begin, int f
         weights[i] = between(first - i * LANES, stop - i * LANES, scored, NEVER);
         most = max(most, weights[i]);
     }
-    float before = tile.most[q], now = std::max(before, largest(most));
-    if (now == NEVER) now = 0;  // nothing is seen yet
-    float factor = before == now ? 1.0f : std::exp(before - now);
-    tile.most[q] = std::max(before, largest(most));
+    const float before = tile.most[q], highest = std::max(before, largest(most));
+    const float now = highest == NEVER ? 0 : highest;  // nothing is seen yet
+    const float factor = before == now ? 1.0f : std::exp(before - now);
+    tile.most[q] = highest;
     Floats total = tile.totals[q] * every(factor);
 #pragma GCC unroll 4
     for (int i = 0; i < KEY_VECTORS; i++) {
