@@ -10,6 +10,7 @@ from typing import Literal
 
 from headrace.checkpoint import formats
 from headrace.checkpoint.files import check_place, read_json
+from headrace.checkpoint.packed_tensors import PackedEntry, fold_packed, read_scheme
 from headrace.checkpoint.reader import RangeReader
 from headrace.checkpoint.safetensors_reader import read_header
 from headrace.checkpoint.tensors import TensorEntry
@@ -28,12 +29,14 @@ class Checkpoint:
         format: how the tensors are stored.
         entries: every tensor by its name in the checkpoint.
         config: the contents of config.json.
+        packed: what those of `entries` are made of that are stored in fewer bits; their own bytes say nothing.
     """
 
     path: Path
     format: Format
     entries: Mapping[str, TensorEntry] = field(repr=False)
     config: Mapping[str, object] = field(repr=False)
+    packed: Mapping[str, PackedEntry] = field(repr=False, default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -47,7 +50,7 @@ class Checkpoint:
         """
         path = Path(path)
         config = read_config(path)
-        formats.check_quantization(path / "config.json", config)
+        scheme = read_scheme(path / "config.json", config)
         weights = formats.find_weights(path)
         entries: dict[str, TensorEntry] = {}
         for file in weights.files:
@@ -59,8 +62,11 @@ class Checkpoint:
                     )
                 entries[entry.name] = entry
         formats.check_index(weights, entries)
+        packed: dict[str, PackedEntry] = {}
+        if scheme is not None:
+            entries, packed = fold_packed(entries, scheme)
         formats.check_tensors(entries)
-        return cls(path=path, format=weights.format, entries=entries, config=config)
+        return cls(path=path, format=weights.format, entries=entries, config=config, packed=packed)
 
     @property
     def num_bytes(self) -> int:

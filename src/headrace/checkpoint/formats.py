@@ -60,17 +60,6 @@ def describe_without_config(path: Path) -> str:
     return "expected a Hugging Face checkpoint directory"
 
 
-def check_quantization(config_file: Path, config: Mapping[str, object]) -> None:
-    """Raises UnsupportedCheckpointError when config.json says that the weights are quantized."""
-    for key in ("quantization_config", "compression_config"):
-        settings = config.get(key)
-        if isinstance(settings, dict) and settings:
-            method = settings.get("quant_method") or settings.get("format") or "unknown method"
-            raise UnsupportedCheckpointError(
-                f"{config_file}: the weights are quantized ({method}), which this version does not read; {_USE_PLAIN}"
-            )
-
-
 def check_tensors(entries: Mapping[str, TensorEntry]) -> None:
     """Raises UnsupportedCheckpointError when a tensor's name or dtype shows that the weights are quantized."""
     for entry in entries.values():

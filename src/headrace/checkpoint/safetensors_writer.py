@@ -10,7 +10,15 @@ from pathlib import Path
 
 from headrace.checkpoint.tensors import DTYPE_BYTES, TensorEntry
 
-_DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+_DTYPE_CODES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+}
 WRITABLE_DTYPES = frozenset(_DTYPE_CODES)
 _ALIGNMENT = 64
 

@@ -1,5 +1,6 @@
 """FlexGen's options for where things live and how a sweep is cut, and what they become here.
 
+--compress-weight                   --quantization int4: groups of 64, as FlexGen's
 --percent                           shares of weights and KV, in exact bytes of whole layers that are spread evenly,
                                     and of micro-batches whose activations stay on the device while they wait
 --offload-dir                       --disk
@@ -23,6 +24,7 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 class FlexGenOptions(TypedDict, total=False):
     """What FlexGen's options become as arguments of `LLM`."""
 
+    quantization: str
     weights_on_device: float
     weights_on_host: float
     kv_on_device: float
@@ -46,6 +48,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="shares of weights on GPU and CPU, KV on GPU and CPU, activations on GPU and CPU; the rest is on disk",
     )
+    group.add_argument("--compress-weight", action="store_true", default=None, help="the same as --quantization int4")
     group.add_argument("--offload-dir", metavar="FOLDER", help="the same as --disk")
     group.add_argument("--gpu-batch-size", type=whole_number(1), metavar="N", help="rows of one micro-batch")
     group.add_argument("--num-gpu-batches", type=whole_number(1), metavar="N", help="micro-batches of one sweep")
@@ -70,6 +73,9 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     found: FlexGenOptions = {}
     if args.percent is not None:
         found.update(_shares(args.percent, are_one=_runs_on_cpu(args.device)))
+    if args.compress_weight:
+        _refuse_both("--compress-weight", "--quantization", None if args.quantization == "none" else args.quantization)
+        found["quantization"] = "int4"
     if args.offload_dir is not None:
         _refuse_both("--offload-dir", "--disk", args.disk)
         found["disk"] = args.offload_dir

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import headrace
-from headrace.cli import cache, chat, doctor, generate, inspect, run
+from headrace.cli import cache, chat, doctor, generate, inspect, quantize, run
 from headrace.cli.parsing import CommandParser, dashed, did_you_mean
 from headrace.errors import HeadraceError, OptionError, PlatformError, RequestError, UsageError
 
@@ -24,6 +24,7 @@ COMMANDS: dict[str, ModuleType] = {
     "inspect": inspect,
     "doctor": doctor,
     "cache": cache,
+    "quantize": quantize,
 }
 
 _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130

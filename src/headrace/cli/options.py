@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MODEL_OPTIONS = (
     "revision",
     "dtype",
+    "quantization",
     "device",
     "memory",
     "gpu_memory",
@@ -50,6 +51,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "bfloat16", "float16", "float32"),
         help="type of weights and activations (default: auto, the checkpoint's own; float32 where that is faster)",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=("none", "int8", "int8-outliers", "int4"),
+        default="none",
+        help="linear layers in 8 bits (weights and tokens; -outliers: but for large numbers) or 4 (default: none)",
     )
     group.add_argument(
         "--device",
@@ -189,18 +196,20 @@ def _content(option: str, file: str | None) -> str | None:
 
 
 def open_model(
-    args: argparse.Namespace, *, expected_rows: int | None = None, typical_row_tokens: int | None = None
+    args: argparse.Namespace,
+    *,
+    expected_rows: int | None = None,
+    typical_row_tokens: int | None = None,
+    in_full_precision: bool = False,
 ) -> LLM:
-    """Returns the model that the options describe, loaded; the caller closes it."""
+    """Returns the model that the options describe, loaded, or that model without quantization; the caller closes it."""
     from headrace.engine.llm import LLM
 
     given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
-    return LLM(
-        args.model,
-        expected_rows=expected_rows,
-        typical_row_tokens=typical_row_tokens,
-        **{**given, **flexgen_options(args)},
-    )
+    given.update(flexgen_options(args))
+    if in_full_precision:
+        given["quantization"] = "none"
+    return LLM(args.model, expected_rows=expected_rows, typical_row_tokens=typical_row_tokens, **given)
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

@@ -14,11 +14,13 @@ from headrace.cli.options import (
     sampling_params,
 )
 from headrace.cli.parsing import whole_number
+from headrace.errors import OptionError
 
 if TYPE_CHECKING:
     from headrace.jobs.progress import JobProgress
+    from headrace.jobs.quality import Answers
     from headrace.jobs.row_input import RowInput
-    from headrace.jobs.rows import RowCensus
+    from headrace.jobs.rows import Row, RowCensus
     from headrace.jobs.runner import JobOutcome
 
 SUMMARY = "answer a file of rows"
@@ -40,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUTPUT", help="file of answers; - is stdout")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT where it holds something")
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--sample-quality",
+        type=whole_number(1),
+        metavar="N",
+        help="with --quantization: answer N rows in full precision first, and say how far the answers agree",
+    )
     parser.add_argument("--report", metavar="FILE", help="write the job's figures to FILE as JSON")
     add_model_options(parser)
     add_sampling_options(parser, max_tokens_default="1024")
@@ -52,10 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
     from headrace.jobs.ordered_output import OrderedOutput
     from headrace.jobs.progress import ConsoleProgress, SilentProgress, report_table
+    from headrace.jobs.quality import agreement, answers, evenly_drawn
     from headrace.jobs.report import ReportFile
+    from headrace.jobs.requests import DEFAULT_MAX_TOKENS
     from headrace.jobs.row_input import RowInput
     from headrace.jobs.rows import RowReader, take_census
-    from headrace.jobs.runner import DEFAULT_MAX_TOKENS, run_job, write_errors
+    from headrace.jobs.runner import run_job, write_errors
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress: JobProgress = SilentProgress(console) if args.quiet else ConsoleProgress(console)
@@ -75,6 +85,18 @@ def run(args: argparse.Namespace) -> int:
         num_rows, expected_rows = census.num_rows, census.num_answers
         typical_row_tokens = census.typical_tokens(args.max_tokens or DEFAULT_MAX_TOKENS)
         nothing_to_ask = census.num_errors == census.num_rows
+    sample: list[Row] = []
+    if args.sample_quality is not None:
+        _check_sampling_of_quality(args, num_rows)
+        with row_input.open() as stream:
+            sample = evenly_drawn(
+                RowReader(defaults=defaults, limit=args.limit).read(stream), num_rows or 0, args.sample_quality
+            )
+    in_full: Answers = {}
+    if sample:
+        progress.note(f"answering {len(sample)} rows in full precision first")
+        with open_model(args, in_full_precision=True, expected_rows=len(sample)) as model:
+            in_full = answers(model, sample)
     if nothing_to_ask:
         with output, row_input.open() as stream:
             outcome = write_errors(rows=reader.read(stream), output=output)
@@ -90,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
                 max_tokens = str(args.max_tokens or f"{DEFAULT_MAX_TOKENS:,} (default)")
                 progress.note(model.description)
                 progress.note(describe_sampling(sampling, max_tokens=max_tokens))
+            if sample:
+                progress.note(str(agreement(in_full, answers(model, sample))))
             outcome = run_job(
                 model=model, rows=reader.read(stream), output=output, progress=progress, num_rows=num_rows
             )
@@ -98,6 +122,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         console.print(report_table(outcome.report))
     return _exit_status(outcome, output.name, num_rows, progress)
+
+
+def _check_sampling_of_quality(args: argparse.Namespace, num_rows: int | None) -> None:
+    if args.quantization == "none":
+        raise OptionError("--sample-quality compares with full precision, in which this runs; give --quantization")
+    if num_rows is None:
+        raise OptionError("--sample-quality reads rows before the job does; give a file, not stdin")
 
 
 def _tell_census(row_input: RowInput, census: RowCensus, progress: JobProgress, *, quiet: bool) -> None:

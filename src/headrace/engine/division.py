@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import torch
 
+from headrace.compression.weight_codecs import WeightCodec
 from headrace.engine.below import open_scratch_file
 from headrace.engine.host_attention import attends_at_home, never
 from headrace.engine.memory import CachePlan, SweepPlan, needed_context, row_bytes, typical_tokens
@@ -23,6 +24,7 @@ from headrace.kv_cache.slab import BlockRecord, slab_bytes
 from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
 from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.models.packed_layers import packed_codec
 from headrace.models.weight_map import WeightMap
 from headrace.planner.calibration import measure_matrix_rate
 from headrace.planner.calibration_store import calibrated_rates
@@ -109,12 +111,12 @@ def divide(
         part_bytes=[] if streams is None else [streams.part_bytes([point]) for point in points],
         max_rows=sweep.max_num_seqs,
         all_rows=options.expected_rows,
-        operations_per_token=2.0 * _active_bytes(weights, streams, table) / dtype.itemsize,
+        operations_per_token=2.0 * _active_numbers(weights, streams, table, dtype),
         slab_bytes=all_slab_bytes,
         room_below_bytes=room.host_bytes + room.disk_bytes,
         **_row_demand(table, records, options, sweep, block_tokens, dtype),
     )
-    rates = _rates(placed, tiers, dtype)
+    rates = _rates(placed, tiers, dtype, packed_codec(weights))
     found = place(demand, rates, budget.free_bytes, shares)
     filling_tokens = _filling_tokens(demand, rates, found)
     if streams is not None:
@@ -209,13 +211,15 @@ def _filling_tokens(demand: Demand, rates: Rates, found: Placement) -> int:
     return int(rates.matrix * moved / rates.below / demand.operations_per_token)
 
 
-def _active_bytes(weights: WeightMap, streams: Streams | None, table: LayerTable) -> float:
-    """What one token uses of the weights: of a layer's experts, only those that it goes to."""
-    active = float(weights.num_bytes)
+def _active_numbers(weights: WeightMap, streams: Streams | None, table: LayerTable, dtype: torch.dtype) -> float:
+    """How many weights one token uses: of a layer's experts, only those that it goes to."""
+    active = float(sum(source.num_numbers for source in weights.parameters.values()))
     for layer, images in {} if streams is None else streams.parts.experts.items():
         spec = table.layers[layer].experts
         assert spec is not None, f"layer {layer} has images of experts, and none in its table"
-        active -= sum(image.read_bytes for image in images) * (1 - spec.num_per_token / spec.num_experts)
+        active -= (
+            sum(image.read_bytes for image in images) / dtype.itemsize * (1 - spec.num_per_token / spec.num_experts)
+        )
     return active
 
 
@@ -261,20 +265,22 @@ def _slab_blocks(records: Sequence[BlockRecord], free_bytes: int, context_tokens
     return max(-(-context_tokens // block_tokens), min(_MOST_SLAB_BLOCKS, int(_SLAB_SHARE * free_bytes / largest)))
 
 
-def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype) -> Rates:
+def _rates(placed: PlacedModel, tiers: Tiers, dtype: torch.dtype, codec: WeightCodec | None) -> Rates:
     if tiers.link is not None:
-        return Rates(below=tiers.link.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype))
+        return Rates(below=tiers.link.bytes_per_second, matrix=measure_matrix_rate(tiers.device, dtype, codec))
     if placed.streams is None:
-        return Rates(below=math.inf, matrix=measure_matrix_rate(tiers.device, dtype))
-    return disk_rates(placed.streams.reader, next(iter(placed.streams.parts.images.values())), dtype)
+        return Rates(below=math.inf, matrix=measure_matrix_rate(tiers.device, dtype, codec))
+    return disk_rates(placed.streams.reader, next(iter(placed.streams.parts.images.values())), dtype, codec)
 
 
-def disk_rates(reader: DiskReader, image: LayerImage, dtype: torch.dtype) -> Rates:
+def disk_rates(reader: DiskReader, image: LayerImage, dtype: torch.dtype, codec: WeightCodec | None = None) -> Rates:
     """Those of the last calibration of this machine and the image's disk; else of what was read so far, and of now."""
     name = str(dtype).removeprefix("torch.")
     found = calibrated_rates(image.ranges[0].file, dtype=name, num_threads=NUM_THREADS, block_bytes=BLOCK_BYTES)
     if found is None:
-        found = Rates(below=reader.bytes_per_second, matrix=measure_matrix_rate(torch.device("cpu"), dtype))
+        found = Rates(below=reader.bytes_per_second, matrix=measure_matrix_rate(torch.device("cpu"), dtype, codec))
+    elif codec is not None:
+        found = replace(found, matrix=measure_matrix_rate(torch.device("cpu"), dtype, codec))
     if reader.throttle is None:
         return found
     return replace(found, below=min(found.below, reader.throttle.bytes_per_second))

@@ -13,6 +13,7 @@ import torch
 
 from headrace.attention.paged import best_attention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
+from headrace.compression.weight_codecs import weight_codec
 from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
@@ -30,7 +31,7 @@ from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams, load_resident
 from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
-from headrace.errors import BudgetError
+from headrace.errors import BudgetError, OptionError
 from headrace.executor.activations import ActivationsBelow
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
@@ -44,11 +45,12 @@ from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_no
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
+from headrace.models.packed_layers import pack_layers, packed_codec, packing_bytes
 from headrace.models.remote_code import register_remote_code
 from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
-from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.weight_map import Stored, WeightMap, build_random_weight_map, build_weight_map
 from headrace.models.wide_products import products
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
@@ -290,14 +292,24 @@ def _describe_weights(
         check_architecture(read_model_config(path))
         dtype = choose_dtype(options.dtype) or dtype_of_config(read_config(path))
         model = build_skeleton(path, dtype)
-        return model, build_random_weight_map(model, options.seed), dtype
+        return model, _packed(model, build_random_weight_map(model, options.seed), options), dtype
     checkpoint = Checkpoint.open(path)
     check_architecture(read_model_config(path))  # refuses what cannot be run before it is built
     dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, tiers.device, tiers.device_budget.limit_bytes)
     model = build_outline(path, dtype)
     weights = build_weight_map(model, checkpoint)
     make_buffers(model, path)  # of sizes that the weights have confirmed
-    return model, weights, dtype
+    return model, _packed(model, weights, options), dtype
+
+
+def _packed(model: PreTrainedModel, weights: WeightMap, options: EngineOptions) -> WeightMap:
+    wanted = weight_codec(options.quantization)
+    if wanted is not None and any(isinstance(source.content, Stored) for source in weights.parameters.values()):
+        raise OptionError(
+            f"quantization is {options.quantization}, but the weights of {options.model} are quantized already; "
+            "leave it out, or use the original checkpoint"
+        )
+    return pack_layers(model, weights, wanted)
 
 
 def _place_model(
@@ -312,7 +324,7 @@ def _place_model(
         smallest_bytes, table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options
     )
     base = used if tiers.are_one else 0
-    is_too_large = base + weights.num_bytes + smallest() > device.limit_bytes
+    is_too_large = base + weights.num_bytes + max(smallest(), packing_bytes(weights)) > device.limit_bytes
     streams = options.asks_to_stream or is_too_large
     try:
         if not tiers.are_one:
@@ -349,11 +361,16 @@ def _describe(
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
     return (
-        f"{options.model}: {table.model_type}, {str(dtype).removeprefix('torch.')} on {tiers}; "
+        f"{options.model}: {table.model_type}, {_describe_precision(weights, dtype)} on {tiers}; "
         f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}{kv}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )
+
+
+def _describe_precision(weights: WeightMap, dtype: torch.dtype) -> str:
+    name, codec = str(dtype).removeprefix("torch."), packed_codec(weights)
+    return name if codec is None else f"{codec.label} with {name}"
 
 
 def _describe_streams(streams: Streams) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from headrace.errors import OptionError
 
 LoadFormat = Literal["auto", "dummy"]
+Quantization = Literal["none", "int8", "int8-outliers", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class EngineOptions:
     model: str
     revision: str | None = None
     dtype: str = "auto"
+    quantization: str = "none"
     device: str = "auto"
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
@@ -52,6 +54,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
+        _check_choice("quantization", self.quantization, get_args(Quantization))
         for name in (
             "max_model_len",
             "max_num_seqs",

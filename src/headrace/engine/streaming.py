@@ -17,6 +17,7 @@ from headrace.executor.weight_stream import WeightStream
 from headrace.models.disk_embedding import keep_embedding_on_disk
 from headrace.models.layer_image import aligned_layout
 from headrace.models.layer_table import LayerTable
+from headrace.models.packed_layers import packing_bytes
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.takeover import EngineModel
 from headrace.models.transformers_api import PreTrainedModel
@@ -109,7 +110,7 @@ def least_stream_bytes(model: PreTrainedModel, weights: WeightMap) -> int:
     ring = RingSizes.of(sizes)
     copying = max((weights.group_bytes(group) for group in groups_to_copy(weights)), default=0)
     streaming = weights.group_bytes("rest") + ring.num_bytes(_LEAST_SLOTS, ring.num_places(_LEAST_SLOTS))
-    return max(copying, streaming + STAGING_BYTES)
+    return max(copying + packing_bytes(weights), streaming + STAGING_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

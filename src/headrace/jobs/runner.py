@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headrace.engine.interface import LanguageModel
 from headrace.engine.interrupts import held_interrupts
@@ -16,9 +16,9 @@ from headrace.jobs.answers import AnswerWriter, error_line
 from headrace.jobs.ordered_output import OrderedOutput
 from headrace.jobs.progress import JobProgress
 from headrace.jobs.report import JobReport, JobTally
+from headrace.jobs.requests import generation_request
 from headrace.jobs.rows import Row, RowError, RowKey
 
-DEFAULT_MAX_TOKENS = 1024
 _NUM_SAMPLES = 3
 
 
@@ -117,7 +117,7 @@ class _Job:
                 self._fail(row.key, row.error)
                 continue
             try:
-                request = self._tokenize(row)
+                request = generation_request(row, self._model)
             except RequestError as error:
                 self._fail(row.key, error)
                 continue
@@ -143,32 +143,6 @@ class _Job:
             self._output.put(key.index, error_line(key, error))
             self.tally.add_failure()
             self._progress.row_done(0)
-
-    def _tokenize(self, row: Row) -> GenerationRequest:
-        asked = row.request
-        tokenizer = self._model.tokenizer
-        if asked.messages is not None:
-            param, token_ids = "messages", tokenizer.encode_chat(list(asked.messages), asked.chat)
-        elif asked.prompt is not None:
-            param, token_ids = "prompt", tokenizer.encode(asked.prompt, asked.add_special_tokens)
-        else:
-            param, token_ids = "prompt", list(asked.prompt_token_ids or ())
-        context = self._model.max_model_len
-        if not token_ids:
-            raise RequestError(f"{param}: it has no tokens; expected at least one", code="invalid_value", param=param)
-        if len(token_ids) >= context:
-            raise RequestError(
-                f"{param}: {len(token_ids)} tokens; the context holds {context}, so at most {context - 1} leave room "
-                "for an answer; shorten it",
-                code="context_length_exceeded",
-                param=param,
-            )
-        params = asked.params
-        if params.max_tokens is None:
-            params = replace(params, max_tokens=max(DEFAULT_MAX_TOKENS, params.min_tokens))
-        return GenerationRequest(
-            request_id=row.key.index, prompt=asked.prompt, prompt_token_ids=tuple(token_ids), params=params
-        )
 
     def _prompt_text(self, row: Row) -> str:
         asked = row.request

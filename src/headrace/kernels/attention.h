@@ -1,11 +1,9 @@
 // What headrace_attend is called with; headrace/kernels/attention.py has the same structure.
 #pragma once
 
-#include <cstdint>
+#include "types.h"
 
 namespace headrace {
-
-enum Type : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 // T packed tokens of R rows, H heads of queries on K heads of keys (width D) and values (width V), pages of S tokens.
 struct Attention {

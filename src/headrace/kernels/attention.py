@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from headrace.kernels.types import TYPES
+
 BIAS_MULTIPLE = 32
 """The library reads a bias in whole tiles of so many keys."""
 

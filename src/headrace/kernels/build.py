@@ -11,12 +11,28 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp",)
-HEADERS = ("attention.h", "floats.h")
-INSTRUCTION_SETS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
-"""The best first, and what GCC and Clang call the processors that have it."""
+SOURCES = ("attention.cpp", "int8_linear.cpp", "linear.cpp")
+HEADERS = (
+    "attention.h",
+    "bytes.h",
+    "floats.h",
+    "int4_panels.h",
+    "int8_linear.h",
+    "linear.h",
+    "packing.h",
+    "panels.h",
+    "scratch.h",
+    "types.h",
+)
+INSTRUCTION_SETS = {
+    "avx512_vnni": ("-march=x86-64-v4", "-mavx512vnni"),
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+}
+"""The best first, and the compiler's options for the processors that have it."""
 # GCC 12 warns of its own headers here.
 OPTIONS = (
     "-O3",
@@ -52,22 +68,22 @@ def build() -> list[Path]:
     compiler = next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))), None)
     if compiler is None:
         raise BuildError("no C++ compiler (Debian, Ubuntu: apt install g++)")
-    libraries = {library_file(name): processor for name, processor in INSTRUCTION_SETS.items()}
-    for library, processor in libraries.items():
+    libraries = {library_file(name): options for name, options in INSTRUCTION_SETS.items()}
+    for library, options in libraries.items():
         if not library.exists():
-            _compile(compiler, processor, library)
+            _compile(compiler, options, library)
     for old in FOLDER.glob("headrace_*.so"):
         if old not in libraries:
             old.unlink()
     return list(libraries)
 
 
-def _compile(compiler: str, processor: str, library: Path) -> None:
+def _compile(compiler: str, processor: Sequence[str], library: Path) -> None:
     unfinished = library.with_suffix(f".{os.getpid()}")
     command = [
         compiler,
         *OPTIONS,
-        f"-march={processor}",
+        *processor,
         *(str(FOLDER / name) for name in SOURCES),
         "-o",
         str(unfinished),

@@ -88,6 +88,49 @@ inline Floats sums(const Floats *of) {
                           _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd))};
 }
 
+// Turns LANES registers of a square's rows into those of its columns.
+inline void transpose(Floats *rows) {
+    __m512 pairs[16], fours[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const int first = i / 2 * 4 + i % 2;
+        __m512d a = _mm512_castps_pd(pairs[first]), b = _mm512_castps_pd(pairs[first + 2]);
+        fours[2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        fours[2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+    // Now each quarter of fours[4 * g + c] is a column, 4 * quarter + c, of rows 4 * g to 4 * g + 3.
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        __m512 even = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
+        __m512 odd = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xdd);
+        __m512 even_below = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
+        __m512 odd_below = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xdd);
+        rows[c] = {_mm512_shuffle_f32x4(even, even_below, 0x88)};
+        rows[4 + c] = {_mm512_shuffle_f32x4(odd, odd_below, 0x88)};
+        rows[8 + c] = {_mm512_shuffle_f32x4(even, even_below, 0xdd)};
+        rows[12 + c] = {_mm512_shuffle_f32x4(odd, odd_below, 0xdd)};
+    }
+}
+
+// Of 32 half-precision numbers in a register those at even places, and those at odd ones.
+inline Floats evens(Floats halves, bfloat16) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(halves.v), 16))};
+}
+inline Floats odds(Floats halves, bfloat16) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(halves.v), _mm512_set1_epi32(0xffff0000)))};
+}
+inline Floats evens(Floats halves, float16) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_castps_si512(halves.v)))};
+}
+inline Floats odds(Floats halves, float16) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(halves.v), 16)))};
+}
+
 #elif defined(__AVX2__)
 
 constexpr int LANES = 8;
@@ -162,6 +205,46 @@ inline Floats sums(const Floats *of) {
     }
     return {_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
                           _mm256_permute2f128_ps(fours[0], fours[1], 0x31))};
+}
+
+// Turns LANES registers of a square's rows into those of its columns.
+inline void transpose(Floats *rows) {
+    __m256 pairs[8], fours[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const int first = i / 2 * 4 + i % 2;
+        __m256d a = _mm256_castps_pd(pairs[first]), b = _mm256_castps_pd(pairs[first + 2]);
+        fours[2 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+        fours[2 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    }
+    // Now each half of fours[4 * g + c] is a column, 4 * half + c, of rows 4 * g to 4 * g + 3.
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        rows[c] = {_mm256_permute2f128_ps(fours[c], fours[4 + c], 0x20)};
+        rows[4 + c] = {_mm256_permute2f128_ps(fours[c], fours[4 + c], 0x31)};
+    }
+}
+
+// Of 16 half-precision numbers in a register those at even places, and those at odd ones.
+inline Floats evens(Floats halves, bfloat16) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(halves.v), 16))};
+}
+inline Floats odds(Floats halves, bfloat16) {
+    return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(halves.v), _mm256_set1_epi32(0xffff0000)))};
+}
+inline Floats narrow_pairs(__m256i low_halves) {
+    return {_mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(low_halves), _mm256_extracti128_si256(low_halves, 1)))};
+}
+inline Floats evens(Floats halves, float16) {
+    return narrow_pairs(_mm256_and_si256(_mm256_castps_si256(halves.v), _mm256_set1_epi32(0xffff)));
+}
+inline Floats odds(Floats halves, float16) {
+    return narrow_pairs(_mm256_srli_epi32(_mm256_castps_si256(halves.v), 16));
 }
 
 #else

@@ -11,7 +11,7 @@ import torch
 from headrace.kernels.build import INSTRUCTION_SETS, library_file
 
 CHOICE = "HEADRACE_KERNELS"
-"""Environment variable: an instruction set (avx512, avx2), or `none` to leave everything to torch."""
+"""Environment variable: an instruction set (avx512_vnni, avx512, avx2), or `none` to leave everything to torch."""
 
 
 @functools.cache
@@ -42,4 +42,10 @@ def usable() -> list[str]:
 
 def _has(name: str) -> bool:
     best = torch.backends.cpu.get_cpu_capability()
-    return best == "AVX512" or (best == "AVX2" and name == "avx2")
+    match name:
+        case "avx512_vnni":
+            return best == "AVX512" and torch.cpu._is_vnni_supported()
+        case "avx512":
+            return best == "AVX512"
+        case _:
+            return best in ("AVX512", "AVX2")

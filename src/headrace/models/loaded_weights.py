@@ -10,8 +10,8 @@ import torch
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_writer import planned_entries
 from headrace.models.parameter_places import ParameterPlaces
+from headrace.models.safetensors_file import tensor_shape, write_tensors
 from headrace.models.transformers_api import ForeignModule, PreTrainedModel
-from headrace.models.weight_copies import tensor_shape, write_tensors
 from headrace.models.weight_map import WeightMap, assemble_weight_map
 from headrace.models.weights import WeightLoader
 from headrace.storage.aligned import PAGE_BYTES

@@ -39,6 +39,7 @@ from transformers.masking_utils import causal_mask_function
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as _falcon_rotary
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as _build_mpt_alibi
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 # A module of one architecture's own class. torch types every attribute of a module as `Tensor | Module`, and the
@@ -62,6 +63,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "Concatenate",
+    "Conv1D",
     "ExpertsInterface",
     "ForeignModule",
     "MergeModulelist",

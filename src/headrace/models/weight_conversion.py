@@ -40,6 +40,11 @@ class Conversion:
     first_target: str
     converter: WeightConverter
 
+    @property
+    def entries(self) -> list[TensorEntry]:
+        """The checkpoint tensors alone."""
+        return [entry for _, entry in self.inputs]
+
     def run(self, model: PreTrainedModel, read: Callable[[TensorEntry], torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the converted tensors by parameter name; `read` supplies each input when it is needed."""
         converter = copy.deepcopy(self.converter)

@@ -6,29 +6,24 @@ files in a folder per model, named after everything that decides their bytes.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
-
-import torch
 
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.safetensors_reader import read_header
-from headrace.checkpoint.safetensors_writer import TensorShape, header_bytes
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, DiskSpaceError
+from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
 from headrace.models.layer_image import can_be_read
+from headrace.models.safetensors_file import write_tensors
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
-from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap, torch_dtype_name
+from headrace.models.weight_map import Group, Packed, ParameterSource, RandomFill, Stored, WeightMap
 from headrace.models.weights import WeightLoader
 from headrace.storage.folders import WEIGHTS_FOLDER, DiskTier
 from headrace.storage.own_files import copy_metadata
@@ -78,36 +73,6 @@ def with_copies(
     return replace(weights, parameters=parameters)
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors of host memory to a safetensors file, in their order; it has its name only once it is whole.
-
-    Raises:
-        DiskSpaceError: the disk is full, or the folder may not be written.
-    """
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(temporary) as stream:
-            stream.write(header_bytes([tensor_shape(name, tensor) for name, tensor in tensors.items()], metadata))
-            for tensor in tensors.values():
-                flat = tensor.detach().contiguous().view(-1)
-                if flat.numel():
-                    stream.write(flat.view(torch.uint8).numpy().data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(file)
-    except OSError as error:
-        raise _cannot_write(file.parent, error) from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()
-
-
-def tensor_shape(name: str, tensor: torch.Tensor) -> TensorShape:
-    """Returns what a safetensors header says of a tensor."""
-    return TensorShape(name=name, dtype=torch_dtype_name(tensor.dtype), shape=tuple(tensor.shape))
-
-
 def _write(
     loader: WeightLoader,
     model: PreTrainedModel,
@@ -124,18 +89,6 @@ def _write(
         loader.release(group)
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[BinaryIO]:
-    """Opens a new file and locks it, so that `_remove_leftovers` of another process leaves it alone."""
-    while True:
-        with file.open("wb") as stream:
-            with suppress(OSError):  # a file system without locks; nobody can lock it for removal either
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if os.fstat(stream.fileno()).st_nlink:  # otherwise it was removed before it was locked
-                yield stream
-                return
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Removes what processes that were killed while they wrote have left behind, which takes room and is of no use."""
     for left in folder.glob("*.tmp"):
@@ -149,17 +102,20 @@ def _metadata(model: PreTrainedModel, weights: WeightMap) -> dict[str, str]:
     sources = [source for source in weights.parameters.values() if source.group != "rest"]
     name = f"random weights of {model.config.model_type}"
     for source in sources:
-        match source.content:
+        match _unpacked(source).content:
             case Gather(pieces=(piece, *_)):
                 name = str(piece.entry.file.parent.absolute())
             case Conversion(inputs=((_, entry), *_)):
                 name = str(entry.file.parent.absolute())
+            case Stored(entry=stored):
+                name = str(stored.codes.file.parent.absolute())
             case _:
                 continue
         break
     num_bytes: Counter[str] = Counter()
     for source in sources:
-        num_bytes[source.dtype] += source.num_bytes
+        form = source.content.codec.name if isinstance(source.content, Packed) else source.dtype
+        num_bytes[form] += source.num_bytes
     return copy_metadata(name, num_bytes.most_common(1)[0][0])
 
 
@@ -168,6 +124,10 @@ def _file(folder: Path, sources: Iterable[ParameterSource]) -> Path:
     described = [(source.name, source.shape, source.dtype, _describe(source)) for source in sources]
     key = blake2b(json.dumps([_FORMAT, described]).encode(), digest_size=16).hexdigest()
     return folder / f"{key}.safetensors"
+
+
+def _unpacked(source: ParameterSource) -> ParameterSource:
+    return source.content.original if isinstance(source.content, Packed) else source
 
 
 def _describe(source: ParameterSource) -> object:
@@ -181,6 +141,11 @@ def _describe(source: ParameterSource) -> object:
             ]
         case Conversion(inputs=inputs):
             return [[pattern, _describe_entry(entry)] for pattern, entry in inputs]
+        case Stored(entry=entry, codec=codec):
+            tensors = [tensor for tensor in (entry.codes, entry.scales, entry.zeros) if tensor is not None]
+            return ["stored", codec.name, *map(_describe_entry, tensors)]
+        case Packed(original=original, codec=codec, transposed=transposed):
+            return [codec.name, transposed, original.shape, original.dtype, _describe(original)]
 
 
 def _describe_entry(entry: TensorEntry) -> object:
@@ -202,9 +167,3 @@ def _is_complete(file: Path, sources: Iterable[ParameterSource]) -> bool:
     except CorruptCheckpointError:
         return False
     return found == {source.name: source.shape for source in sources}
-
-
-def _cannot_write(folder: Path, error: OSError) -> DiskSpaceError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room there" if full else "make it writable"
-    return DiskSpaceError(f"{folder}: cannot write: {error.strerror}; {remedy}, or name another with --disk FOLDER")

@@ -13,9 +13,12 @@ import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.gather import Gather
+from headrace.checkpoint.packed_tensors import PackedEntry
 from headrace.checkpoint.reader import RangeReader
 from headrace.checkpoint.tensors import CONVERTIBLE_DTYPES, DTYPE_BYTES, TensorEntry
-from headrace.errors import WeightMismatchError
+from headrace.compression.stored_codes import checkpoint_codec
+from headrace.compression.weight_codecs import Int4Codec, Int8Codec, WeightCodec
+from headrace.errors import UnsupportedCheckpointError, WeightMismatchError
 from headrace.models.layers import find_layers
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Assignment, Conversion, assign_tensors
@@ -43,6 +46,28 @@ class RandomFill:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """The weight of a linear layer that its checkpoint has in fewer bits."""
+
+    entry: PackedEntry
+    codec: Int8Codec | Int4Codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """The weight of a linear layer in fewer bits, as layers compute with it.
+
+    Attributes:
+        original: where the weight itself comes from.
+        transposed: whether it is (inputs, outputs) there.
+    """
+
+    original: ParameterSource
+    codec: WeightCodec
+    transposed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterSource:
     """One parameter (or persistent buffer) of the model and where its values come from.
 
@@ -55,11 +80,16 @@ class ParameterSource:
     shape: tuple[int, ...]
     dtype: str
     group: Group
-    content: Gather | Conversion | RandomFill
+    content: Gather | Conversion | RandomFill | Stored | Packed
 
     @property
     def num_bytes(self) -> int:
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers it is that the model computes with."""
+        return prod(self.content.original.shape if isinstance(self.content, Packed) else self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +136,7 @@ def build_weight_map(model: PreTrainedModel, checkpoint: Checkpoint) -> WeightMa
     Raises:
         WeightMismatchError: tensors are missing, unexpected, of another shape or of a dtype that cannot be converted;
             the message lists all of them.
+        UnsupportedCheckpointError: quantized tensors would have to be merged.
     """
     wanted = _parameters(model)
     assignments, unexpected = assign_tensors(model, checkpoint.entries.values(), wanted)
@@ -118,7 +149,9 @@ def build_weight_map(model: PreTrainedModel, checkpoint: Checkpoint) -> WeightMa
     tied = _resolve_ties(model, contents)
     faults.missing += [name for name in wanted if name not in contents and name not in tied and name not in faults.seen]
     faults.check()
-    return assemble_weight_map(model, {name: wanted[name] for name in contents}, contents, tied, ignored)
+    return assemble_weight_map(
+        model, {name: wanted[name] for name in contents}, _stored(contents, checkpoint), tied, ignored
+    )
 
 
 def build_random_weight_map(model: PreTrainedModel, seed: int = 0) -> WeightMap:
@@ -141,7 +174,7 @@ def _parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def assemble_weight_map(
     model: PreTrainedModel,
     tensors: Mapping[str, torch.Tensor],
-    contents: Mapping[str, Gather | Conversion | RandomFill],
+    contents: Mapping[str, Gather | Conversion | RandomFill | Stored],
     tied: Mapping[str, str],
     ignored: Iterable[TensorEntry],
 ) -> WeightMap:
@@ -210,6 +243,24 @@ def _contents(
         else:
             fitting[name] = content
     return fitting
+
+
+def _stored(
+    contents: Mapping[str, Gather | Conversion], checkpoint: Checkpoint
+) -> dict[str, Gather | Conversion | Stored]:
+    """Returns `contents` with what the checkpoint has in fewer bits marked as such."""
+    found: dict[str, Gather | Conversion | Stored] = dict(contents)
+    for name, content in contents.items():
+        entries = [piece.entry for piece in content.pieces] if isinstance(content, Gather) else content.entries
+        packed = [checkpoint.packed[entry.name] for entry in entries if entry.name in checkpoint.packed]
+        if len(packed) == len(entries) == 1 and isinstance(content, Gather):
+            found[name] = Stored(entry=packed[0], codec=checkpoint_codec(packed[0].scheme.group_size))
+        elif packed:
+            raise UnsupportedCheckpointError(
+                f"{packed[0].codes.file}: {name} is made of {len(packed)} quantized tensors ({packed[0].codes.name}), "
+                "which this version does not merge; use the original checkpoint and --quantization int8 or int4"
+            )
+    return found
 
 
 def _resolve_ties(model: PreTrainedModel, contents: dict[str, Gather | Conversion]) -> dict[str, str]:

@@ -11,15 +11,20 @@ from torch import nn
 
 from headrace.checkpoint.dummy import fill_random
 from headrace.checkpoint.gather import Gather, Piece, Run
+from headrace.checkpoint.packed_tensors import PackedEntry
 from headrace.checkpoint.reader import RangeReader
 from headrace.checkpoint.tensors import TensorEntry
+from headrace.compression.stored_codes import pack_stored
+from headrace.compression.weight_codecs import PART_OUTPUTS
 from headrace.errors import WeightMismatchError
 from headrace.models.parameter_places import ParameterPlaces
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_conversion import Conversion
-from headrace.models.weight_map import Group, ParameterSource, RandomFill, WeightMap
+from headrace.models.weight_map import Group, Packed, ParameterSource, RandomFill, Stored, WeightMap
 
 _STAGING_BYTES = 16 * 1024**2
+_PACKED_PARTS = 2
+"""Of a weight, packed at a time: what packing takes beside it is some ten times as large as these in fp32."""
 
 
 class Allocate(Protocol):
@@ -74,12 +79,7 @@ class WeightLoader:
         with torch.no_grad():
             for source in sorted(self._map.in_group(group), key=_file_order):
                 tensor = self._allocate(source.shape, getattr(torch, source.dtype))
-                if isinstance(source.content, Gather):
-                    self._fill(tensor, source.content)
-                elif isinstance(source.content, RandomFill):
-                    fill_random(tensor, source.name, source.content.seed)
-                else:
-                    self._fill_converted(tensor, source.name, source.content, converted)
+                self._fill_from(source, tensor, converted)
                 loaded[source.name] = tensor
         for name, tensor in loaded.items():
             self._places.put(name, tensor)
@@ -115,6 +115,21 @@ class WeightLoader:
     ) -> None:
         self.close()
 
+    def _fill_from(
+        self, source: ParameterSource, tensor: torch.Tensor, converted: dict[int, dict[str, torch.Tensor]]
+    ) -> None:
+        match source.content:
+            case Gather() as gather:
+                self._fill(tensor, gather)
+            case RandomFill(seed=seed):
+                fill_random(tensor, source.name, seed)
+            case Packed() as packed:
+                self._fill_packed(tensor, packed, converted)
+            case Stored() as stored:
+                self._fill_stored(tensor, stored)
+            case Conversion() as conversion:
+                self._fill_converted(tensor, source.name, conversion, converted)
+
     def _fill(self, tensor: torch.Tensor, gather: Gather) -> None:
         for piece in gather.pieces:
             if piece.entry.strides is not None:
@@ -137,6 +152,27 @@ class WeightLoader:
             self._reader.read_into(run.entry.file, run.file_offset + first * run.entry.itemsize, _bytes_of(part))
             # Not asynchronous: the next read overwrites the staging buffer.
             flat[first : first + len(part)].copy_(part)
+
+    def _fill_packed(self, tensor: torch.Tensor, packed: Packed, converted: dict[int, dict[str, torch.Tensor]]) -> None:
+        original = packed.original
+        if isinstance(original.content, Stored):
+            tensor.copy_(self._pack_stored(original.content))
+            return
+        plain = self._allocate_staging(original.shape, getattr(torch, original.dtype))
+        self._fill_from(original, plain, converted)
+        weight = plain.t() if packed.transposed else plain
+        for first in range(0, len(tensor), _PACKED_PARTS):
+            rows = weight[first * PART_OUTPUTS : (first + _PACKED_PARTS) * PART_OUTPUTS]
+            tensor[first : first + _PACKED_PARTS] = packed.codec.encode(rows)
+
+    def _fill_stored(self, tensor: torch.Tensor, stored: Stored) -> None:
+        """Unpacks a weight that something else than a linear layer computes with."""
+        tensor.copy_(stored.codec.decode(self._pack_stored(stored), *tensor.shape))
+
+    def _pack_stored(self, stored: Stored) -> torch.Tensor:
+        entry = stored.entry
+        zeros = None if entry.zeros is None else self._read(entry.zeros)
+        return pack_stored(stored.codec, self._read(entry.codes), self._read(entry.scales), zeros)
 
     def _fill_converted(
         self,
@@ -181,6 +217,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _file_order(source: ParameterSource) -> tuple[str, int]:
     """Reads a group in the order of the file, which is what disks and their read-ahead like."""
-    content = source.content
-    pieces: tuple[Piece, ...] = content.pieces if isinstance(content, Gather) else ()
-    return (str(pieces[0].entry.file), pieces[0].entry.offset) if pieces else ("", 0)
+    content = source.content.original.content if isinstance(source.content, Packed) else source.content
+    match content:
+        case Gather(pieces=(Piece(entry=entry), *_)) | Stored(entry=PackedEntry(codes=entry)):
+            return (str(entry.file), entry.offset)
+        case _:
+            return ("", 0)

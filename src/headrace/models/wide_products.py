@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from headrace.kernels.library import library
 from headrace.models.choices import is_slow
 from headrace.units import MIB
 
@@ -28,8 +30,10 @@ class WideProducts(TorchFunctionMode):
     Products are summed in float32 and rounded once, as by a CPU that has the instructions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, found: ctypes.CDLL | None) -> None:
+        """Leaves few tokens to the library, where one was found."""
         super().__init__()
+        self._library = found
         self._block = torch.empty(0)
 
     def __torch_function__(
@@ -74,4 +78,4 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
 
 def products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`."""
-    return WideProducts() if is_slow(dtype, device) else nullcontext()
+    return WideProducts(library()) if is_slow(dtype, device) else nullcontext()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from headrace.compression.packed_linear import product_with
+from headrace.compression.weight_codecs import WeightCodec
 from headrace.models.wide_products import products
 from headrace.planner.hardware import Hardware
 from headrace.planner.timing import best_seconds
@@ -16,12 +18,17 @@ _WEIGHT_BYTES = 256 * MIB
 """More than caches hold, so that a product of one token reads its weights from memory."""
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns operations per second of products of 512 tokens, measured in a moment and in some 40 MiB of memory."""
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, codec: WeightCodec | None = None) -> float:
+    """Returns operations per second of products of 512 tokens, measured in a moment and in some 40 MiB of memory.
+
+    Args:
+        codec: that weights are packed with; None where they are of `dtype`.
+    """
     with torch.inference_mode(), products(dtype, device):
         weight = torch.randn(_WIDTH, _WIDTH, device=device).to(dtype)
+        multiply = product_with(weight, codec)
         tokens = torch.randn(_TOKENS, _WIDTH, device=device).to(dtype)
-        seconds = best_seconds(device, lambda: torch.nn.functional.linear(tokens, weight))
+        seconds = best_seconds(device, lambda: multiply(tokens))
     return 2 * _TOKENS * weight.numel() / seconds
 
 

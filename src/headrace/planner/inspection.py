@@ -12,10 +12,11 @@ from headrace.errors import CheckpointNotFoundError, UnsupportedCheckpointError,
 from headrace.models.choices import dtype_of_config
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
 from headrace.models.observation import layer_table
+from headrace.models.packed_layers import pack_layers
 from headrace.models.skeleton import automatic_dtype, build_outline
 from headrace.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
-from headrace.models.weight_map import ParameterSource, WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.weight_map import WeightMap, build_random_weight_map, build_weight_map
 from headrace.planner.calibration import calibrate
 from headrace.planner.hardware import Hardware
 from headrace.storage.device_memory import default_limit_bytes
@@ -86,6 +87,7 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
     dtype = dtype or dtype_of_config(read_config(path))
     outline = build_outline(path, dtype)
     weights = build_weight_map(outline, checkpoint) if checkpoint else build_random_weight_map(outline)
+    weights = pack_layers(outline, weights, None)
     table = _layer_table(outline, unsupported)
     tokenizer = load_tokenizer(path, optional=True)
     check_vocabulary(path, tokenizer, outline.config.get_text_config().vocab_size)
@@ -96,7 +98,7 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
         model=model,
         architecture=outline.config.model_type,
         unsupported="; ".join(unsupported) or None,
-        num_parameters=sum(_count(source) for source in weights.parameters.values()),
+        num_parameters=sum(source.num_numbers for source in weights.parameters.values()),
         num_active_parameters=active,
         num_layers=weights.num_layers,
         dtype=str(dtype).removeprefix("torch."),
@@ -138,28 +140,24 @@ def _layer_table(model: PreTrainedModel, unsupported: list[str]) -> LayerTable |
         return None
 
 
-def _count(source: ParameterSource) -> int:
-    return torch.Size(source.shape).numel()
-
-
 def _active_parameters(weights: WeightMap, table: LayerTable | None, config: dict[str, object]) -> int:
     """Parameters that one token uses: all, but of merged experts (3-D tensors) only the chosen part."""
     named = next((config[name] for name in _CHOSEN_EXPERTS if config.get(name)), None)
     active = 0
     for source in weights.parameters.values():
-        active += _count(source)
+        active += source.num_numbers
         if ".experts." not in source.name or len(source.shape) != 3 or not isinstance(source.group, int):
             continue
         experts = table.layers[source.group].experts if table else None
         chosen = experts.num_per_token if experts else named
         if isinstance(chosen, int):
-            active -= _count(source) * (source.shape[0] - chosen) // source.shape[0]
+            active -= source.num_numbers * (source.shape[0] - chosen) // source.shape[0]
     return active
 
 
 def _multiplied(weights: WeightMap, active: int) -> int:
     """Active parameters that take part in matrix products: an embedding that is not the head is only read by row."""
-    embedding = sum(_count(source) for source in weights.in_group("embedding"))
+    embedding = sum(source.num_numbers for source in weights.in_group("embedding"))
     return active if weights.tied else active - embedding
 
 

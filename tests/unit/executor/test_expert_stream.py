@@ -17,7 +17,7 @@ from headrace.executor.expert_stream import ExpertStream
 from headrace.executor.image_sources import DiskImages, Expert, ImageKey
 from headrace.models.layer_image import LayerImage, TensorLayout, expert_images
 from headrace.models.layer_table import ExpertsSpec
-from headrace.models.weight_copies import write_tensors
+from headrace.models.safetensors_file import write_tensors
 from headrace.models.weight_map import ParameterSource
 from headrace.schedule.steps import Point
 from headrace.storage.aligned import AlignedBuffer

@@ -1,0 +1,111 @@
+// Products of tokens and a panel: the weights of PANEL_OUTPUTS outputs as fp32, all outputs of an input next to each other.
+#pragma once
+
+#include <algorithm>
+
+#include "floats.h"
+
+namespace headrace {
+
+constexpr int PANEL_VECTORS = LANES / 4;  // with TILE_TOKENS tokens' sums, what the registers hold
+constexpr int PANEL_OUTPUTS = PANEL_VECTORS * LANES;
+constexpr int TILE_TOKENS = 6;
+
+// Adds the products of TOKENS tokens with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in the
+// order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
+template <int TOKENS>
+void add_tile(const float *input, int64_t input_stride, const float *panel, int num_inputs, float *sums) {
+    Floats added[TOKENS][PANEL_VECTORS];
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+        for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = load(sums + t * PANEL_OUTPUTS + j * LANES);
+    for (int k = 0; k < num_inputs; k++) {
+        Floats weights[PANEL_VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++) {
+            Floats number = every(input[t * input_stride + k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = fma(number, weights[j], added[t][j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+        for (int j = 0; j < PANEL_VECTORS; j++) store(sums + t * PANEL_OUTPUTS + j * LANES, added[t][j]);
+}
+
+// The same for any number of tokens.
+inline void add_products(const float *input, int64_t input_stride, int64_t num_tokens, const float *panel, int num_inputs,
+                         float *sums) {
+    const int64_t num_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (int64_t tile = 0; tile < num_tiles; tile++) {  // all of nearly the same size
+        const int64_t first = num_tokens * tile / num_tiles, count = num_tokens * (tile + 1) / num_tiles - first;
+        const float *from = input + first * input_stride;
+        float *to = sums + first * PANEL_OUTPUTS;
+        switch (count) {
+            case 1: add_tile<1>(from, input_stride, panel, num_inputs, to); break;
+            case 2: add_tile<2>(from, input_stride, panel, num_inputs, to); break;
+            case 3: add_tile<3>(from, input_stride, panel, num_inputs, to); break;
+            case 4: add_tile<4>(from, input_stride, panel, num_inputs, to); break;
+            case 5: add_tile<5>(from, input_stride, panel, num_inputs, to); break;
+            default: add_tile<TILE_TOKENS>(from, input_stride, panel, num_inputs, to);
+        }
+    }
+}
+
+// ---- panels of weights that lie row by row, an output's inputs next to each other -----------------------------------
+
+template <class Element>
+constexpr int inputs_per_word() { return 4 / sizeof(Element); }
+
+inline void spread(const Floats *columns, float *panel, float) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) store(panel + i * PANEL_OUTPUTS, columns[i]);
+}
+template <class Half>
+void spread(const Floats *columns, float *panel, Half) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        store(panel + 2 * i * PANEL_OUTPUTS, evens(columns[i], Half()));
+        store(panel + (2 * i + 1) * PANEL_OUTPUTS, odds(columns[i], Half()));
+    }
+}
+
+// LANES outputs and as many words of inputs, read as if they were fp32 and turned.
+template <class Element>
+void turn(const Element *rows, int64_t stride, float *panel) {
+    Floats words[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) words[i] = load(reinterpret_cast<const float *>(rows + i * stride));
+    transpose(words);
+    spread(words, panel, Element());
+}
+
+// Inputs first .. first + num_inputs of `num_outputs` rows; what the panel has beyond these is zeros. A panel has room for
+// inputs up to a multiple of 2 * LANES.
+template <class Element>
+void fill_panel(const Element *rows, int64_t stride, int num_outputs, int num_inputs, float *panel) {
+    constexpr int STEP = LANES * inputs_per_word<Element>();
+    for (int n = 0; n < PANEL_OUTPUTS; n += LANES) {
+        const int outputs = std::max(0, std::min(LANES, num_outputs - n));
+        for (int k = 0; k < num_inputs; k += STEP) {
+            const int inputs = std::min(STEP, num_inputs - k);
+            const Element *from = rows + n * stride + k;
+            float *to = panel + k * PANEL_OUTPUTS + n;
+            if (outputs == LANES && inputs == STEP) {
+                turn(from, stride, to);
+                for (int i = 0; i < LANES; i++)  // what lies in these rows next, for the panel after this
+                    _mm_prefetch(reinterpret_cast<const char *>(from + i * stride + num_inputs), _MM_HINT_T1);
+                continue;
+            }
+            Element padded[LANES * STEP] = {};
+            for (int i = 0; i < outputs; i++) std::memcpy(padded + i * STEP, from + i * stride, inputs * sizeof(Element));
+            turn(padded, STEP, to);
+        }
+    }
+}
+
+}  // namespace headrace

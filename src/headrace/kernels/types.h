@@ -1,0 +1,10 @@
+// Types of numbers in memory that belongs to tensors; headrace/kernels/types.py has the same numbers.
+#pragma once
+
+#include <cstdint>
+
+namespace headrace {
+
+enum Type : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT4 = 3 };
+
+}  // namespace headrace

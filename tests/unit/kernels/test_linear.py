@@ -1,0 +1,91 @@
+"""Products of the library: what they are, that they are rounded once, and that no token depends on those beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from headrace.compression.weight_codecs import Int4Codec
+from headrace.kernels.library import load, usable
+from headrace.kernels.linear import int4_linear, linear
+
+pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
+
+SHAPES = [(1, 1, 1), (1, 64, 64), (2, 100, 37), (5, 33, 130), (7, 96, 64), (13, 257, 65), (40, 515, 200)]
+"""(T, K, N): whole registers, tiles and panels, and what is left beside them."""
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def assert_rounded_once(found: Tensor, exact: Tensor, num_inputs: int, dtype: torch.dtype) -> None:
+    assert found.dtype is dtype
+    assert torch.allclose(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6 * num_inputs)
+    if dtype is not torch.float32 and exact.numel() > 500:
+        # Sums in float32 may fall to the other side of a border between two numbers of the dtype: rarely.
+        assert (found == exact.to(dtype)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_products_with_plain_weights_are_rounded_once(
+    name: str, shape: tuple[int, int, int], dtype: torch.dtype, with_bias: bool
+) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    tokens, weight = drawn(num_tokens, num_inputs), drawn(num_outputs, num_inputs, dtype=dtype)
+    bias = drawn(num_outputs, dtype=dtype) if with_bias else None
+    found = linear(load(name), tokens, weight, bias, dtype)
+    exact = torch.nn.functional.linear(tokens.double(), weight.double(), None if bias is None else bias.double())
+    assert_rounded_once(found, exact, num_inputs, dtype)
+
+
+@pytest.mark.parametrize("name", usable())
+def test_rows_of_a_larger_matrix_are_multiplied_where_they_lie(name: str) -> None:
+    tokens, matrix = drawn(3, 40), drawn(90, 70, dtype=torch.bfloat16)
+    found = linear(load(name), tokens, matrix[10:77, 5:45], None, torch.float32)
+    assert torch.equal(found, linear(load(name), tokens, matrix[10:77, 5:45].contiguous(), None, torch.float32))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_products_with_4_bit_weights_are_those_of_the_unpacked_ones(
+    name: str, shape: tuple[int, int, int], group_size: int
+) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    codec, bias = Int4Codec(group_size), drawn(num_outputs)
+    tokens, packed = drawn(num_tokens, num_inputs), codec.encode(drawn(num_outputs, num_inputs))
+    found = int4_linear(load(name), tokens, packed, bias, num_outputs, group_size, torch.float32)
+    weight = codec.decode(packed, num_outputs, num_inputs)
+    exact = torch.nn.functional.linear(tokens.double(), weight.double(), bias.double())
+    assert_rounded_once(found, exact, num_inputs, torch.float32)
+    assert torch.equal(found, linear(load(name), tokens, weight, bias, torch.float32))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+    tokens, weight = drawn(50, 700), drawn(150, 700, dtype=dtype)
+    together = linear(load(name), tokens, weight, None, torch.float32)
+    for first, count in ((0, 1), (1, 2), (3, 5), (8, 17), (25, 25)):
+        part = linear(load(name), tokens[first : first + count].contiguous(), weight, None, torch.float32)
+        assert torch.equal(part, together[first : first + count])
+
+
+@pytest.mark.parametrize("name", usable())
+def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
+    tokens, weight = drawn(9, 300), drawn(500, 300, dtype=torch.bfloat16)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            found.append(linear(load(name), tokens, weight, None, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
