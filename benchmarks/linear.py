@@ -26,7 +26,7 @@ from headrace.compression.packed_linear import product_with
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec
 from headrace.kernels.library import instruction_set, library
 from headrace.kernels.linear import linear
-from headrace.models.wide_products import WideProducts
+from headrace.models.products import WideProducts
 
 SHAPES = [(2048, 2048), (16384, 2048), (2048, 8192)]
 _COPIES_BYTES = 384 * 1024**2
@@ -53,7 +53,7 @@ def _measure(shape: tuple[int, int], token_counts: Sequence[int], repeats: int) 
     num_copies = max(1, _COPIES_BYTES // (2 * shape[0] * shape[1]))
     plain = [torch.randn(shape).to(torch.bfloat16) for _ in range(num_copies)]
     packed = {codec.name: [product_with(weight, codec) for weight in plain] for codec in (Int8Codec(), Int4Codec())}
-    widened, found = WideProducts(None), library()
+    widened, found = WideProducts(), library()
     rates: dict[int, dict[str, float]] = {}
     for num_tokens in token_counts:
         tokens = torch.randn(num_tokens, shape[1]).to(torch.bfloat16)
@@ -63,10 +63,7 @@ def _measure(shape: tuple[int, int], token_counts: Sequence[int], repeats: int) 
             **packed,
         }
         if found is not None:
-            ways["library"] = [
-                lambda tokens, weight=weight: linear(found, tokens.float(), weight, None, torch.bfloat16)
-                for weight in plain
-            ]
+            ways["library"] = [lambda tokens, weight=weight: linear(found, tokens, weight, None) for weight in plain]
         if num_tokens >= _MANY_TOKENS:
             ways = {name: products[:1] for name, products in ways.items()}
         rates[num_tokens] = _rates(ways, tokens, shape, repeats)

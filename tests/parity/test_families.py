@@ -22,10 +22,11 @@ from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.attention.reference import ReferenceAttention
 from headrace.attention.rule import AttentionRule
 from headrace.executor.contexts import ContextBuilder
-from headrace.models import wide_products
+from headrace.kernels.library import library
+from headrace.models import products as multiplying
 from headrace.models.micro_batch import MicroBatchContext, StateBatch
+from headrace.models.products import LibraryProducts, WideProducts
 from headrace.models.takeover import EngineModel
-from headrace.models.wide_products import WideProducts
 from headrace.schedule.steps import Point, serial_steps, sweep_steps
 from headrace.scheduler.sweep import MicroBatch
 from tests.parity.harness import (
@@ -150,6 +151,11 @@ def families(*always: str, without: str = "") -> list[object]:
     return [pytest.param(name, marks=[] if name in always else [pytest.mark.slow]) for name in names]
 
 
+def library_products() -> AbstractContextManager[object]:
+    found = library()
+    return nullcontext() if found is None else LibraryProducts(found)
+
+
 def check(name: str, case: Case) -> None:
     rows = ROWS[case.rows](every=case.every)
     expected = [generated(name, row.prompt, row.num_new) for row in rows for _ in range(row.num_samples)]
@@ -188,12 +194,12 @@ def test_long_prompts_beside_short_ones_are_generated_as_alone(name: str, sweep_
     assert make_rig(tiny_engine_model(name), Shape(sweep_tokens=sweep_tokens)).run(rows) == expected
 
 
-@pytest.mark.parametrize("products", [nullcontext, WideProducts])
+@pytest.mark.parametrize("products", [nullcontext, WideProducts, library_products])
 @pytest.mark.parametrize("name", families("bloom", "deepseek_v2", "qwen3_next"))
 def test_bf16_logits_are_as_close_to_fp32_as_those_of_transformers(
     name: str, products: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wide_products, "_LEAST_TOKENS", 2)
+    monkeypatch.setattr(multiplying, "_LEAST_TOKENS", 2)
     theirs = make_tiny_model(name, dtype=torch.bfloat16)
     exact = make_tiny_model(name, dtype=torch.bfloat16).float()
     texts = [[*row.prompt, *generated(name, row.prompt, row.num_new)] for row in distinct_rows()]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec, WeightCodec
-from headrace.kernels import linear as kernel
 from headrace.kernels.int8_linear import int8_linear
 from headrace.kernels.library import library
+from headrace.kernels.linear import int4_linear
 from headrace.kernels.types import TYPES
 
 
@@ -49,9 +49,7 @@ class PackedLinear(nn.Module):
             case Int8Codec(outliers=outliers):
                 return int8_linear(found, tokens, self.weight, self.bias, self.out_features, outliers)
             case Int4Codec(group_size=group_size):
-                return kernel.int4_linear(
-                    found, tokens.float(), self.weight, self.bias, self.out_features, group_size, tokens.dtype
-                )
+                return int4_linear(found, tokens, self.weight, self.bias, self.out_features, group_size)
             case _:
                 raise AssertionError(f"no product for {self.codec.name}")
 

@@ -46,12 +46,12 @@ from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
 from headrace.models.packed_layers import pack_layers, packed_codec, packing_bytes
+from headrace.models.products import products
 from headrace.models.remote_code import register_remote_code
 from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import Stored, WeightMap, build_random_weight_map, build_weight_map
-from headrace.models.wide_products import products
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.guidance import Guidance

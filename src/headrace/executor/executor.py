@@ -57,7 +57,7 @@ class Executor:
 
     Attributes:
         points: where the micro-batches wait, in order.
-        products: entered while forwards run; see `headrace.models.wide_products`.
+        products: entered while forwards run; see `headrace.models.products`.
     """
 
     model: EngineModel

@@ -15,6 +15,7 @@ namespace {
 
 // Inputs of a panel: with few tokens it stays in the first cache, with many it is to last for longer.
 constexpr int FEW_TOKENS = 16, FEW_INPUTS = 64, MANY_INPUTS = 256;
+constexpr int64_t TILES_AT_ONCE = 84;  // their numbers and sums stay in the second cache
 
 // ---- where panels come from -----------------------------------------------------------------------------------------
 
@@ -44,48 +45,67 @@ struct Int4Groups {
 
 // ---- the product ----------------------------------------------------------------------------------------------------
 
-template <class Output>
-void give(const Linear &call, int64_t first_output, int num_outputs, const float *sums) {
-    const Output *bias = call.bias ? static_cast<const Output *>(call.bias) + first_output : nullptr;
-    for (int64_t t = 0; t < call.num_tokens; t++) {
+template <class Element>
+void give(const Linear &call, int64_t first_token, int64_t num_tokens, int64_t first_output, int num_outputs,
+          const float *sums) {
+    const Element *bias = call.bias ? static_cast<const Element *>(call.bias) + first_output : nullptr;
+    for (int64_t t = 0; t < num_tokens; t++) {
         const float *from = sums + t * PANEL_OUTPUTS;
-        Output *to = static_cast<Output *>(call.output) + t * call.num_outputs + first_output;
+        Element *to = static_cast<Element *>(call.output) + (first_token + t) * call.num_outputs + first_output;
         int n = 0;
         for (; n + LANES <= num_outputs; n += LANES) store(to + n, bias ? load(from + n) + load(bias + n) : load(from + n));
         for (; n < num_outputs; n++) narrow(from[n] + (bias ? widened(bias[n]) : 0.0f), to + n);
     }
 }
 
-template <class Output, class Source>
+template <class Element, class Source>
 void multiply(const Linear &call, const Source &source) {
+    const int64_t num_tiles = (call.num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
     const int64_t num_panels = (call.num_outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
     const int at_once = source.inputs_at_once(call.num_tokens <= FEW_TOKENS ? FEW_INPUTS : MANY_INPUTS);
+    const Scratch<float> tokens = scratch<float>(call.num_tokens * call.num_inputs);
 #pragma omp parallel num_threads(call.num_threads)
     {
+#pragma omp for
+        for (int64_t i = 0; i < num_tiles; i++) {
+            const Tile tile(call.num_tokens, num_tiles, i);
+            interleave(static_cast<const Element *>(call.input) + tile.first * call.num_inputs, call.num_inputs, tile.count,
+                       tokens.get() + tile.first * call.num_inputs);
+        }
         const Scratch<float> panel = scratch<float>(at_once * PANEL_OUTPUTS);
-        const Scratch<float> sums = scratch<float>(call.num_tokens * PANEL_OUTPUTS);
+        const Scratch<float> sums = scratch<float>(std::min(num_tiles, TILES_AT_ONCE) * TILE_TOKENS * PANEL_OUTPUTS);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < num_panels; i++) {
             const int64_t output = i * PANEL_OUTPUTS;
             const int num_outputs = static_cast<int>(std::min<int64_t>(PANEL_OUTPUTS, call.num_outputs - output));
-            std::fill(sums.get(), sums.get() + call.num_tokens * PANEL_OUTPUTS, 0.0f);
-            for (int64_t input = 0; input < call.num_inputs; input += at_once) {
-                const int num_inputs = static_cast<int>(std::min<int64_t>(at_once, call.num_inputs - input));
-                source.fill(output, num_outputs, input, num_inputs, panel.get());
-                add_products(call.input + input, call.num_inputs, call.num_tokens, panel.get(), num_inputs, sums.get());
+            for (int64_t turn = 0; turn < num_turns; turn++) {
+                const int64_t first = num_tiles * turn / num_turns, stop = num_tiles * (turn + 1) / num_turns;
+                const int64_t first_token = Tile(call.num_tokens, num_tiles, first).first;
+                const int64_t stop_token = Tile(call.num_tokens, num_tiles, stop).first;
+                std::fill(sums.get(), sums.get() + (stop_token - first_token) * PANEL_OUTPUTS, 0.0f);
+                for (int64_t input = 0; input < call.num_inputs; input += at_once) {
+                    const int num_inputs = static_cast<int>(std::min<int64_t>(at_once, call.num_inputs - input));
+                    source.fill(output, num_outputs, input, num_inputs, panel.get());
+                    for (int64_t t = first; t < stop; t++) {
+                        const Tile tile(call.num_tokens, num_tiles, t);
+                        add_products(tokens.get() + tile.first * call.num_inputs + input * tile.count, tile.count,
+                                     panel.get(), num_inputs, sums.get() + (tile.first - first_token) * PANEL_OUTPUTS);
+                    }
+                }
+                give<Element>(call, first_token, stop_token - first_token, output, num_outputs, sums.get());
             }
-            give<Output>(call, output, num_outputs, sums.get());
         }
     }
 }
 
-template <class Output>
-void multiply_into(const Linear &call) {
+template <class Element>
+void multiply_with(const Linear &call) {
     switch (call.weight_type) {
-        case FLOAT32: return multiply<Output>(call, Rows<float>{call});
-        case BFLOAT16: return multiply<Output>(call, Rows<bfloat16>{call});
-        case FLOAT16: return multiply<Output>(call, Rows<float16>{call});
-        case INT4: return multiply<Output>(call, Int4Groups{call});
+        case FLOAT32: return multiply<Element>(call, Rows<float>{call});
+        case BFLOAT16: return multiply<Element>(call, Rows<bfloat16>{call});
+        case FLOAT16: return multiply<Element>(call, Rows<float16>{call});
+        case INT4: return multiply<Element>(call, Int4Groups{call});
     }
 }
 
@@ -93,9 +113,9 @@ void multiply_into(const Linear &call) {
 }  // namespace headrace
 
 extern "C" void headrace_linear(const headrace::Linear *call) {
-    switch (call->output_type) {
-        case headrace::FLOAT32: return headrace::multiply_into<float>(*call);
-        case headrace::BFLOAT16: return headrace::multiply_into<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::multiply_into<headrace::float16>(*call);
+    switch (call->type) {
+        case headrace::FLOAT32: return headrace::multiply_with<float>(*call);
+        case headrace::BFLOAT16: return headrace::multiply_with<headrace::bfloat16>(*call);
+        case headrace::FLOAT16: return headrace::multiply_with<headrace::float16>(*call);
     }
 }

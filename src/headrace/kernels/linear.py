@@ -19,34 +19,28 @@ class _Linear(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("input", "weight", "bias", "output")),
         *((name, c_int64) for name in ("num_tokens", "num_inputs", "num_outputs", "weight_stride")),
-        *((name, c_int32) for name in ("weight_type", "output_type", "group_inputs", "num_threads")),
+        *((name, c_int32) for name in ("weight_type", "type", "group_inputs", "num_threads")),
     )
 
 
-def linear(library: ctypes.CDLL, tokens: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns `tokens` (T, K) by the transpose of `weight` (N, K), plus `bias` (N), rounded once, as (T, N) of `dtype`.
+def linear(library: ctypes.CDLL, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns `tokens` (T, K) by the transpose of `weight` (N, K), plus `bias` (N), rounded once to the tokens' dtype.
 
     Args:
-        tokens: fp32, contiguous.
+        tokens: of one of `TYPES`, contiguous.
         weight: of one of `TYPES`, each row's numbers next to each other.
-        bias: contiguous, of `dtype`, which is one of `TYPES`.
+        bias: contiguous, of the tokens' dtype.
     """
     return _multiply(
-        library, tokens, weight, bias, len(weight), dtype, weight_type=TYPES[weight.dtype], stride=weight.stride(0)
+        library, tokens, weight, bias, len(weight), weight_type=TYPES[weight.dtype], stride=weight.stride(0)
     )
 
 
 def int4_linear(
-    library: ctypes.CDLL,
-    tokens: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    num_outputs: int,
-    group_size: int,
-    dtype: torch.dtype,
+    library: ctypes.CDLL, tokens: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int, group_size: int
 ) -> Tensor:
     """Does the same with a weight that is `packed` in 4 bits as `packing.h` says, in groups of `group_size` inputs."""
-    return _multiply(library, tokens, packed, bias, num_outputs, dtype, weight_type=_INT4, group_size=group_size)
+    return _multiply(library, tokens, packed, bias, num_outputs, weight_type=_INT4, group_size=group_size)
 
 
 def _multiply(
@@ -55,13 +49,12 @@ def _multiply(
     weight: Tensor,
     bias: Tensor | None,
     num_outputs: int,
-    dtype: torch.dtype,
     *,
     weight_type: int,
     stride: int = 0,
     group_size: int = 0,
 ) -> Tensor:
-    output = torch.empty(len(tokens), num_outputs, dtype=dtype)
+    output = tokens.new_empty(len(tokens), num_outputs)
     call = _Linear(
         input=tokens.data_ptr(),
         weight=weight.data_ptr(),
@@ -72,7 +65,7 @@ def _multiply(
         num_outputs=num_outputs,
         weight_stride=stride,
         weight_type=weight_type,
-        output_type=TYPES[dtype],
+        type=TYPES[tokens.dtype],
         group_inputs=group_size,
         num_threads=torch.get_num_threads(),
     )

@@ -11,10 +11,27 @@ constexpr int PANEL_VECTORS = LANES / 4;  // with TILE_TOKENS tokens' sums, what
 constexpr int PANEL_OUTPUTS = PANEL_VECTORS * LANES;
 constexpr int TILE_TOKENS = 6;
 
-// Adds the products of TOKENS tokens with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in the
-// order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
+// Tokens that are multiplied together, all of nearly the same number.
+struct Tile {
+    int64_t first;
+    int count;
+
+    Tile(int64_t num_tokens, int64_t num_tiles, int64_t index)
+        : first(num_tokens * index / num_tiles),
+          count(static_cast<int>(num_tokens * (index + 1) / num_tiles - first)) {}
+};
+
+// Writes the numbers of a tile's tokens in fp32, those of an input next to each other.
+template <class Element>
+void interleave(const Element *tokens, int64_t num_inputs, int count, float *to) {
+    for (int t = 0; t < count; t++)
+        for (int64_t k = 0; k < num_inputs; k++) to[k * count + t] = widened(tokens[t * num_inputs + k]);
+}
+
+// Adds the products of TOKENS interleaved tokens with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each
+// token, in the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
 template <int TOKENS>
-void add_tile(const float *input, int64_t input_stride, const float *panel, int num_inputs, float *sums) {
+void add_tile(const float *tokens, const float *panel, int num_inputs, float *sums) {
     Floats added[TOKENS][PANEL_VECTORS];
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; t++)
@@ -26,7 +43,7 @@ void add_tile(const float *input, int64_t input_stride, const float *panel, int 
         for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++) {
-            Floats number = every(input[t * input_stride + k]);
+            Floats number = every(tokens[k * TOKENS + t]);
 #pragma GCC unroll 4
             for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = fma(number, weights[j], added[t][j]);
         }
@@ -37,22 +54,14 @@ void add_tile(const float *input, int64_t input_stride, const float *panel, int 
         for (int j = 0; j < PANEL_VECTORS; j++) store(sums + t * PANEL_OUTPUTS + j * LANES, added[t][j]);
 }
 
-// The same for any number of tokens.
-inline void add_products(const float *input, int64_t input_stride, int64_t num_tokens, const float *panel, int num_inputs,
-                         float *sums) {
-    const int64_t num_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    for (int64_t tile = 0; tile < num_tiles; tile++) {  // all of nearly the same size
-        const int64_t first = num_tokens * tile / num_tiles, count = num_tokens * (tile + 1) / num_tiles - first;
-        const float *from = input + first * input_stride;
-        float *to = sums + first * PANEL_OUTPUTS;
-        switch (count) {
-            case 1: add_tile<1>(from, input_stride, panel, num_inputs, to); break;
-            case 2: add_tile<2>(from, input_stride, panel, num_inputs, to); break;
-            case 3: add_tile<3>(from, input_stride, panel, num_inputs, to); break;
-            case 4: add_tile<4>(from, input_stride, panel, num_inputs, to); break;
-            case 5: add_tile<5>(from, input_stride, panel, num_inputs, to); break;
-            default: add_tile<TILE_TOKENS>(from, input_stride, panel, num_inputs, to);
-        }
+inline void add_products(const float *tokens, int count, const float *panel, int num_inputs, float *sums) {
+    switch (count) {
+        case 1: return add_tile<1>(tokens, panel, num_inputs, sums);
+        case 2: return add_tile<2>(tokens, panel, num_inputs, sums);
+        case 3: return add_tile<3>(tokens, panel, num_inputs, sums);
+        case 4: return add_tile<4>(tokens, panel, num_inputs, sums);
+        case 5: return add_tile<5>(tokens, panel, num_inputs, sums);
+        default: return add_tile<TILE_TOKENS>(tokens, panel, num_inputs, sums);
     }
 }
 

@@ -6,7 +6,7 @@ import torch
 
 from headrace.compression.packed_linear import product_with
 from headrace.compression.weight_codecs import WeightCodec
-from headrace.models.wide_products import products
+from headrace.models.products import products
 from headrace.planner.hardware import Hardware
 from headrace.planner.timing import best_seconds
 from headrace.storage.device_memory import device_available_bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from headrace.models.wide_products import products
+from headrace.models.products import products
 from headrace.planner.calibration_record import MatrixRate
 from headrace.planner.timing import best_seconds
 from headrace.units import MIB

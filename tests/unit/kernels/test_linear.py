@@ -37,9 +37,9 @@ def test_products_with_plain_weights_are_rounded_once(
     name: str, shape: tuple[int, int, int], dtype: torch.dtype, with_bias: bool
 ) -> None:
     num_tokens, num_inputs, num_outputs = shape
-    tokens, weight = drawn(num_tokens, num_inputs), drawn(num_outputs, num_inputs, dtype=dtype)
+    tokens, weight = drawn(num_tokens, num_inputs, dtype=dtype), drawn(num_outputs, num_inputs, dtype=dtype)
     bias = drawn(num_outputs, dtype=dtype) if with_bias else None
-    found = linear(load(name), tokens, weight, bias, dtype)
+    found = linear(load(name), tokens, weight, bias)
     exact = torch.nn.functional.linear(tokens.double(), weight.double(), None if bias is None else bias.double())
     assert_rounded_once(found, exact, num_inputs, dtype)
 
@@ -47,8 +47,8 @@ def test_products_with_plain_weights_are_rounded_once(
 @pytest.mark.parametrize("name", usable())
 def test_rows_of_a_larger_matrix_are_multiplied_where_they_lie(name: str) -> None:
     tokens, matrix = drawn(3, 40), drawn(90, 70, dtype=torch.bfloat16)
-    found = linear(load(name), tokens, matrix[10:77, 5:45], None, torch.float32)
-    assert torch.equal(found, linear(load(name), tokens, matrix[10:77, 5:45].contiguous(), None, torch.float32))
+    found = linear(load(name), tokens, matrix[10:77, 5:45], None)
+    assert torch.equal(found, linear(load(name), tokens, matrix[10:77, 5:45].contiguous(), None))
 
 
 @pytest.mark.parametrize("name", usable())
@@ -60,20 +60,20 @@ def test_products_with_4_bit_weights_are_those_of_the_unpacked_ones(
     num_tokens, num_inputs, num_outputs = shape
     codec, bias = Int4Codec(group_size), drawn(num_outputs)
     tokens, packed = drawn(num_tokens, num_inputs), codec.encode(drawn(num_outputs, num_inputs))
-    found = int4_linear(load(name), tokens, packed, bias, num_outputs, group_size, torch.float32)
+    found = int4_linear(load(name), tokens, packed, bias, num_outputs, group_size)
     weight = codec.decode(packed, num_outputs, num_inputs)
     exact = torch.nn.functional.linear(tokens.double(), weight.double(), bias.double())
     assert_rounded_once(found, exact, num_inputs, torch.float32)
-    assert torch.equal(found, linear(load(name), tokens, weight, bias, torch.float32))
+    assert torch.equal(found, linear(load(name), tokens, weight, bias))
 
 
 @pytest.mark.parametrize("name", usable())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
     tokens, weight = drawn(50, 700), drawn(150, 700, dtype=dtype)
-    together = linear(load(name), tokens, weight, None, torch.float32)
+    together = linear(load(name), tokens, weight, None)
     for first, count in ((0, 1), (1, 2), (3, 5), (8, 17), (25, 25)):
-        part = linear(load(name), tokens[first : first + count].contiguous(), weight, None, torch.float32)
+        part = linear(load(name), tokens[first : first + count].contiguous(), weight, None)
         assert torch.equal(part, together[first : first + count])
 
 
@@ -85,7 +85,7 @@ def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            found.append(linear(load(name), tokens, weight, None, torch.float32))
+            found.append(linear(load(name), tokens, weight, None))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

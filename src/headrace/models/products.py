@@ -1,4 +1,4 @@
-"""Products of half-precision weights in float32, for CPUs that have no instructions for half precision."""
+"""Which products a model's linear layers run on a CPU: the C++ library's, torch's, or torch's with widened weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from headrace.kernels.library import library
+from headrace.kernels.linear import linear
+from headrace.kernels.types import TYPES
 from headrace.models.choices import is_slow
 from headrace.units import MIB
 
@@ -24,17 +26,18 @@ _BLOCK_NUMBERS = 16 * MIB // 4
 """The same where tokens are many, and every block is two more meetings of all threads."""
 
 
-class WideProducts(TorchFunctionMode):
-    """While entered, `linear` with enough half-precision tokens widens its weight block by block.
+def products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`."""
+    if dtype is not torch.float32 and not is_slow(dtype, device):
+        return nullcontext()  # torch has instructions for them
+    found = library() if device.type == "cpu" else None
+    if found is not None:
+        return LibraryProducts(found)
+    return WideProducts() if is_slow(dtype, device) else nullcontext()
 
-    Products are summed in float32 and rounded once, as by a CPU that has the instructions.
-    """
 
-    def __init__(self, found: ctypes.CDLL | None) -> None:
-        """Leaves few tokens to the library, where one was found."""
-        super().__init__()
-        self._library = found
-        self._block = torch.empty(0)
+class Products(TorchFunctionMode):
+    """While entered, `linear` is one of its own."""
 
     def __torch_function__(
         self,
@@ -49,6 +52,35 @@ class WideProducts(TorchFunctionMode):
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # torch's name
         """Returns `input` (..., columns) by the transpose of `weight` (rows, columns), plus `bias` (rows)."""
+        raise AssertionError("a subclass says how")
+
+
+class LibraryProducts(Products):
+    """The C++ library's: summed in fp32 in the order of the columns, so that no token depends on those beside it."""
+
+    def __init__(self, found: ctypes.CDLL) -> None:
+        super().__init__()
+        self._library = found
+
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not (_is_known(input) and _is_known(weight)) or input.dtype is not weight.dtype or weight.dim() != 2:
+            return torch.nn.functional.linear(input, weight, bias)
+        tokens = input.reshape(-1, weight.shape[1]).contiguous()
+        output = linear(self._library, tokens, weight, bias)
+        return output.view(*input.shape[:-1], len(weight))
+
+
+class WideProducts(Products):
+    """Torch's in fp32, with half-precision weights widened block by block where tokens are enough for it.
+
+    Products are summed in float32 and rounded once, as by a CPU that has the instructions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._block = torch.empty(0)
+
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         num_tokens = input.numel() // weight.shape[-1]
         if weight.dtype not in (torch.bfloat16, torch.float16) or num_tokens < _LEAST_TOKENS:
             return torch.nn.functional.linear(input, weight, bias)
@@ -76,6 +108,5 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
     return max(1, _BLOCK_NUMBERS // num_columns)
 
 
-def products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`."""
-    return WideProducts(library()) if is_slow(dtype, device) else nullcontext()
+def _is_known(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in TYPES and tensor.stride(-1) == 1

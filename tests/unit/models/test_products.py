@@ -1,0 +1,79 @@
+"""Half-precision products in float32: rounded once, wherever blocks end, and only where they pay."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from headrace.kernels.library import library
+from headrace.models import products as multiplying
+from headrace.models.products import LibraryProducts, WideProducts, products
+
+linear = torch.nn.functional.linear
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("num_tokens", [2, 20, 40])
+@pytest.mark.parametrize("block_rows", [3, 7, 100])
+def test_products_are_rounded_once_wherever_blocks_end(
+    dtype: torch.dtype, with_bias: bool, num_tokens: int, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiplying, "_BLOCK_NUMBERS", block_rows * 48)
+    monkeypatch.setattr(multiplying, "_FEW_BLOCK_ROWS", block_rows)
+    tokens, weight = drawn(2, num_tokens, 48, dtype=dtype), drawn(21, 48, dtype=dtype)
+    bias = drawn(21, dtype=dtype) if with_bias else None
+    with WideProducts():
+        found = linear(tokens, weight, bias)
+    exact = linear(tokens.double(), weight.double(), None if bias is None else bias.double())
+    assert found.dtype is dtype
+    # Sums in float32 may fall to the other side of a border between two numbers of the dtype: by one, and rarely.
+    assert torch.allclose(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    assert (found == exact.to(dtype)).float().mean() > 0.98
+
+
+def test_few_tokens_and_full_precision_are_left_to_torch() -> None:
+    wide = WideProducts()
+    for tokens, weight in ((drawn(3, 48), drawn(8, 48)), (drawn(64, 48).float(), drawn(8, 48).float())):
+        with wide:
+            found = linear(tokens, weight)
+        assert torch.equal(found, linear(tokens, weight))
+    assert not wide._block.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_library_multiplies_what_torch_does(dtype: torch.dtype) -> None:
+    found = library()
+    if found is None:
+        pytest.skip("no library is built")
+    tokens, weight, bias = drawn(2, 9, 48, dtype=dtype), drawn(21, 48, dtype=dtype), drawn(21, dtype=dtype)
+    with LibraryProducts(found):
+        ours = linear(tokens, weight, bias)
+        alone = linear(tokens[1, 3], weight, bias)
+        of_doubles = linear(tokens.double(), weight.double())
+        turned = linear(tokens, weight.t().contiguous().t())
+    assert torch.allclose(ours.double(), linear(tokens.double(), weight.double(), bias.double()), rtol=1e-2, atol=1e-5)
+    assert torch.equal(alone, ours[1, 3])
+    assert torch.equal(of_doubles, linear(tokens.double(), weight.double()))
+    assert torch.equal(turned, linear(tokens, weight.t().contiguous().t()))
+
+
+def test_what_is_entered_depends_on_library_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, none = torch.device("cpu"), None
+    monkeypatch.setattr(multiplying, "is_slow", lambda dtype, device: dtype is torch.bfloat16)
+    monkeypatch.setattr(multiplying, "library", lambda: none)
+    assert isinstance(products(torch.bfloat16, cpu), WideProducts)
+    assert isinstance(products(torch.float32, cpu), nullcontext)
+    monkeypatch.undo()
+    if library() is not None:
+        assert isinstance(products(torch.float32, cpu), LibraryProducts)
+    monkeypatch.setattr(multiplying, "is_slow", lambda dtype, device: False)
+    assert isinstance(products(torch.bfloat16, cpu), nullcontext)
+    assert isinstance(products(torch.float32, torch.device("meta")), nullcontext)
