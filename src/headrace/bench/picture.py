@@ -34,6 +34,7 @@ def draw_curve(*, rates: Sequence[float], latencies: Sequence[float], names: Seq
         axes.annotate(name, (rate, latency), textcoords="offset points", xytext=(6, 6))
     axes.set_xlabel("generated tokens per second")
     axes.set_ylabel("seconds from a row's arrival to its last token, median")
+    axes.margins(0.1)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_title(title, fontsize="medium")

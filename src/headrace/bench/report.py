@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Subject:
 
     Attributes:
         description: what the model was resolved to: dtype, device, memory, what is streamed.
+        load_average: processes that wanted to run in the minute before; others make times longer, OpenMP's many times.
     """
 
     date: str
@@ -29,6 +31,7 @@ class Subject:
     description: str
     device: str
     dtype: str
+    load_average: float
     machine: Machine
 
 
@@ -79,13 +82,12 @@ def measure(
     timed: list[tuple[Workload, list[TimedRun]]] = []
     with open_model() as model:
         note(model.description)
-        token_ids = token_ids_of(model)
+        subject, token_ids = describe_subject(model), token_ids_of(model)
         for workload in workloads:
             if len(workloads) > 1:
-                note(f"{workload.num_rows:,} rows at a time")
+                note(f"rows at a time: {workload.num_rows:,}")
             timed.append((workload, time_runs(model, workload, token_ids, warmup=warmup, repeats=repeats, note=note)))
-        subject, work = describe_subject(model), model.work
-        peak = peak_resident_bytes()
+        work, peak = model.work, peak_resident_bytes()
     limits = machine_limits(work, note)
     return Report(
         subject=subject,
@@ -112,6 +114,7 @@ def describe_subject(model: LLM) -> Subject:
         description=model.description,
         device=model.work.device,
         dtype=model.work.dtype,
+        load_average=os.getloadavg()[0],
         machine=describe_machine(),
     )
 

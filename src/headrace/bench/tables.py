@@ -39,6 +39,7 @@ def summary_table(report: Report) -> Table:
     for name, value in _utilization(point, report):
         table.add_row(name, value)
     table.add_row("peak memory", format_bytes(report.peak_memory_bytes))
+    table.add_row("load average before", f"{report.subject.load_average:.2f}")
     return table
 
 

@@ -65,7 +65,7 @@ def _decoding_sweeps(run: TimedRun) -> list[tuple[float, list[int]]]:
     gives it a token. Of several tokens of a row in one sweep, which guessing brings, the first stands for all.
     """
     contexts: defaultdict[float, list[int]] = defaultdict(list)
-    ends = set()
+    ends: set[float] = set()
     for row in run.rows:
         ends.update(row.token_seconds)
         for index, (before, now) in enumerate(pairwise(row.token_seconds), 1):

@@ -65,13 +65,13 @@ def run(args: argparse.Namespace) -> int:
         enable_prefix_caching=False,
     ) as model:
         note(model.description)
+        subject = describe_subject(model)
 
         def window_done(number: int, total: int) -> None:
             if number % -(-total // _TOLD_WINDOWS) == 0 or number == total:
                 note(f"{number:,} of {total:,} windows")
 
         found = measure_perplexity(model, text, context=args.context, stride=args.stride, window_done=window_done)
-        subject = describe_subject(model)
     if args.json:
         print(json.dumps({**dataclasses.asdict(subject), **dataclasses.asdict(found)}, indent=2))
     else:

@@ -17,7 +17,7 @@ MACHINE = Machine(
 )  # fmt: skip
 SUBJECT = Subject(
     date="2026-11-21T08:00:00+00:00", model="demo", description="demo: llama", device="cpu", dtype="float32",
-    machine=MACHINE,
+    load_average=0.25, machine=MACHINE,
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ def test_the_summary_says_rates_shares_and_memory() -> None:
         "MFU": "3.1 % of 1,000.0 GFLOP/s",
         "limits measured": "never",
         "peak memory": "300.0 MiB",
+        "load average before": "0.25",
     }
 
 
