@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from headrace import LLM
 from headrace.bench.perplexity import Perplexity, measure_perplexity
 
-RELATIVE = 2e-6
-"""Of a mean over thousands of tokens; fp32, summed in another order. Measured below 2e-7."""
+RELATIVE = 1e-6
+"""Of a mean over thousands of tokens; fp32, summed in another order. Measured on a CPU with torch 2.13: below 7e-8."""
 
 
 @pytest.fixture(scope="module")
