@@ -40,13 +40,14 @@ def page(parser: argparse.ArgumentParser) -> str:
 
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Returns the parser of each command by its name."""
-    return {
-        name: command
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for name, command in action.choices.items()
-    }
+    """Returns the parser of each command by its name; those of commands of two words by both."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, command in action.choices.items():
+                inner = {f"{word} {name}": parser for name, parser in commands(command).items()}
+                found |= inner or {word: command}
+    return found
 
 
 def options_table(parser: argparse.ArgumentParser) -> Iterator[str]:

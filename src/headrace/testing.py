@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.engine.outputs import CompletionOutput, FinishReason, OutputPiece, RequestMetrics, RequestOutput
 from headrace.engine.requests import GenerationRequest
@@ -55,7 +55,6 @@ class _Running:
     answer: CompletionOutput
     arrived: int
     num_done: int = 0
-    first_step: int = 0
 
 
 @dataclass(kw_only=True)
@@ -103,11 +102,10 @@ class EchoLLM:
             step += 1
             for row in running:
                 row.num_done += 1
-                row.first_step = row.first_step or step
             finished = [row for row in running if row.num_done >= len(row.answer.token_ids)]
             running = [row for row in running if row.num_done < len(row.answer.token_ids)]
             for row in finished:
-                yield self._finish(row, step)
+                yield self._finish(row)
 
     def stream(self, prompt: str, params: SamplingParams | None = None, /) -> Generator[OutputPiece, None, None]:
         return self._stream(self.tokenizer.encode(prompt), params or SamplingParams())
@@ -162,14 +160,16 @@ class EchoLLM:
             index=0, text=text, token_ids=tuple(ids), finish_reason=reason, stop_reason=stop_reason, logprobs=logprobs
         )
 
-    def _finish(self, row: _Running, step: int) -> RequestOutput:
-        num_further = len(row.answer.token_ids) - 1
+    def _finish(self, row: _Running) -> RequestOutput:
+        num_tokens = len(row.answer.token_ids)
         metrics = RequestMetrics(
-            ttft_seconds=(row.first_step - row.arrived) * _STEP_SECONDS,
-            tpot_seconds=(step - row.first_step) * _STEP_SECONDS / num_further if num_further else None,
+            arrived_seconds=row.arrived * _STEP_SECONDS,
+            ttft_seconds=_STEP_SECONDS,
+            tpot_seconds=_STEP_SECONDS if num_tokens > 1 else None,
             queued_seconds=0.0,
         )
-        answers = tuple(_numbered(row.answer, index) for index in range(row.sampling.n))
+        times = tuple(index * _STEP_SECONDS for index in range(row.arrived + 1, row.arrived + 1 + num_tokens))
+        answers = tuple(replace(row.answer, index=index, token_seconds=times) for index in range(row.sampling.n))
         return _output(row.request, answers=answers, metrics=metrics)
 
 
@@ -180,17 +180,6 @@ def _last_turn(token_ids: Sequence[int]) -> list[int]:
     end = len(token_ids) - 1 - list(reversed(token_ids)).index(_END)
     start = end - 1 - list(reversed(token_ids[:end])).index(_CONTENT)
     return list(token_ids[start + 1 : end])
-
-
-def _numbered(answer: CompletionOutput, index: int) -> CompletionOutput:
-    return CompletionOutput(
-        index=index,
-        text=answer.text,
-        token_ids=answer.token_ids,
-        finish_reason=answer.finish_reason,
-        stop_reason=answer.stop_reason,
-        logprobs=answer.logprobs,
-    )
 
 
 def _output(

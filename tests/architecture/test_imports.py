@@ -40,6 +40,12 @@ TORCH_FREE_ROOMS = {
     "units",
 }
 TORCH_FREE_MODULES = {
+    "headrace.bench.curve",
+    "headrace.bench.measures",
+    "headrace.bench.perplexity",
+    "headrace.bench.picture",
+    "headrace.bench.runner",
+    "headrace.bench.workload",
     "headrace.checkpoint.safetensors_reader",
     "headrace.checkpoint.safetensors_writer",
     "headrace.checkpoint.tensors",
@@ -65,6 +71,7 @@ DOORS = {
     "transformers": "models/transformers_api.py",
     "greenlet": "models/coroutine.py",
     "llguidance": "sampling/guidance.py",
+    "matplotlib": "bench/picture.py",
 }
 
 

@@ -344,6 +344,11 @@ def test_metrics_are_in_order(llm: LLM) -> None:
         assert metrics is not None and metrics.tpot_seconds is not None
         assert 0 <= metrics.queued_seconds <= metrics.ttft_seconds
         assert metrics.tpot_seconds > 0
+        times = output.outputs[0].token_seconds
+        assert len(times) == 5 and sorted(times) == list(times)
+        assert times[0] - metrics.arrived_seconds == metrics.ttft_seconds
+        assert (times[-1] - times[0]) / 4 == metrics.tpot_seconds
+    assert len({tuple(output.outputs[0].token_seconds) for output in outputs}) == 1, "they were in the same sweeps"
     again = llm.generate([[77, 78] * 50], SamplingParams(temperature=0, max_tokens=1))[0].metrics
     once_more = llm.generate([[77, 78] * 50], SamplingParams(temperature=0, max_tokens=1))[0].metrics
     assert again is not None and once_more is not None

@@ -74,6 +74,9 @@ def test_time_is_counted_in_steps() -> None:
     assert slow.metrics is not None and quick.metrics is not None
     assert (slow.metrics.ttft_seconds, slow.metrics.tpot_seconds) == (0.001, 0.001)
     assert quick.metrics.ttft_seconds == 0.001
+    assert slow.outputs[0].token_seconds == pytest.approx([0.001, 0.002, 0.003, 0.004])
+    assert quick.metrics.arrived_seconds == pytest.approx(0.004)
+    assert quick.outputs[0].token_seconds == pytest.approx([0.005, 0.006])
 
 
 def test_a_stream_adds_up_to_the_answer() -> None:

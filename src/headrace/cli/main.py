@@ -11,7 +11,19 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import headrace
-from headrace.cli import cache, chat, doctor, generate, inspect, quantize, run
+from headrace.cli import (
+    bench_curve,
+    bench_latency,
+    bench_throughput,
+    cache,
+    chat,
+    doctor,
+    eval_perplexity,
+    generate,
+    inspect,
+    quantize,
+    run,
+)
 from headrace.cli.parsing import CommandParser, dashed, did_you_mean
 from headrace.errors import HeadraceError, OptionError, PlatformError, RequestError, UsageError
 
@@ -23,8 +35,17 @@ COMMANDS: dict[str, ModuleType] = {
     "chat": chat,
     "inspect": inspect,
     "doctor": doctor,
+    "bench throughput": bench_throughput,
+    "bench latency": bench_latency,
+    "bench curve": bench_curve,
+    "eval perplexity": eval_perplexity,
     "cache": cache,
     "quantize": quantize,
+}
+# What the commands of two words have in common, by their first.
+GROUPS = {
+    "bench": "measure how fast a model runs here",
+    "eval": "measure how good a model is",
 }
 
 _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
@@ -36,20 +57,26 @@ def build_parser() -> CommandParser:
 
 
 def _build() -> tuple[CommandParser, dict[str, CommandParser]]:
-    """The whole parser, and those of its commands by name."""
+    """The whole parser, and those of its commands and of groups of them by name."""
     parser = CommandParser(prog="headrace", description=(headrace.__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"headrace {headrace.__version__}")
-    actions = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    commands: dict[str, CommandParser] = {}
+    places = {"": parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")}
+    parsers: dict[str, CommandParser] = {}
     for name, module in COMMANDS.items():
-        commands[name] = actions.add_parser(
-            name,
+        group, _, word = name.rpartition(" ")
+        if group not in places:
+            parsers[group] = places[""].add_parser(group, help=GROUPS[group])
+            places[group] = parsers[group].add_subparsers(
+                dest="measure", metavar="COMMAND", required=True, title="commands", help="what to measure"
+            )
+        parsers[name] = places[group].add_parser(
+            word,
             help=module.SUMMARY,
             description=textwrap.fill(" ".join(module.DESCRIPTION.split()), 100),
             epilog=module.EPILOG.strip(),
         )
-        module.add_arguments(commands[name])
-    return parser, commands
+        module.add_arguments(parsers[name])
+    return parser, parsers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,19 +116,24 @@ def refuse_windows(os_name: str) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    parser, commands = _build()
+    parser, parsers = _build()
     if not words:
         parser.print_help(sys.stderr)
         return _MISTAKE
-    at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
-    parser.check_options(words[:at])
-    if at < len(words):
-        name = words[at]
-        if name not in commands:
-            raise OptionError(f"unknown command {name!r}{did_you_mean(name, commands)}; see headrace --help")
-        commands[name].check_options(words[at + 1 :])
-    args = parser.parse_args(words)
-    return int(COMMANDS[args.command].run(args))
+    name, current, rest = "", parser, words
+    while name not in COMMANDS:
+        at = next((i for i, word in enumerate(rest) if not word.startswith("-")), len(rest))
+        current.check_options(rest[:at])
+        if at == len(rest):
+            break
+        longer = f"{name} {rest[at]}".strip()
+        if longer not in parsers:
+            raise OptionError(f"unknown command {longer!r}{did_you_mean(longer, parsers)}; see {current.prog} --help")
+        name, current, rest = longer, parsers[longer], rest[at + 1 :]
+    else:
+        current.check_options(rest)
+    args = parser.parse_args(words)  # where no command is named, this says so, or shows the help that was asked for
+    return int(COMMANDS[name].run(args))
 
 
 if __name__ == "__main__":

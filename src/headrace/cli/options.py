@@ -39,8 +39,12 @@ _MODEL_OPTIONS = (
 """Arguments of `LLM` that are options of the same name."""
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what decides which model runs and where."""
+def add_model_options(parser: argparse.ArgumentParser, *, speculates: bool = True) -> None:
+    """Adds what decides which model runs and where.
+
+    Args:
+        speculates: guessing tokens is the default, which the user may turn off; else it is one to turn on.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", "-m", required=True, help="a folder, a Hugging Face name (org/name or org/name@revision), or demo"
@@ -90,12 +94,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
     group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")
     group.add_argument("--max-num-batched-tokens", type=whole_number(1), metavar="N", help="tokens of one sweep")
-    group.add_argument(
-        "--no-speculation",
-        dest="speculate",
-        action="store_false",
-        help="compute no guesses of what follows, as is done while sweeps wait for weights; it changes no token",
-    )
+    if speculates:
+        group.add_argument(
+            "--no-speculation",
+            dest="speculate",
+            action="store_false",
+            help="compute no guesses of what follows, as is done while sweeps wait for weights; it changes no token",
+        )
+    else:
+        group.add_argument(
+            "--speculation",
+            dest="speculate",
+            action="store_true",
+            help="compute guesses of what follows while sweeps wait for weights; answers to random tokens repeat "
+            "themselves, so that more of them are right than in real answers",
+        )
     group.add_argument(
         "--chat-template", metavar="FILE", help="Jinja template in place of the model's own, or a name of one of these"
     )
@@ -200,16 +213,31 @@ def open_model(
     *,
     expected_rows: int | None = None,
     typical_row_tokens: int | None = None,
+    max_num_seqs: int | None = None,
+    enable_prefix_caching: bool = True,
     in_full_precision: bool = False,
 ) -> LLM:
-    """Returns the model that the options describe, loaded, or that model without quantization; the caller closes it."""
+    """Returns the model that the options describe, loaded; the caller closes it.
+
+    Args:
+        max_num_seqs: where no option says it.
+        in_full_precision: whatever the options say of fewer bits.
+    """
     from headrace.engine.llm import LLM
 
     given = {name: getattr(args, name) for name in _MODEL_OPTIONS}
     given.update(flexgen_options(args))
+    if given["max_num_seqs"] is None:
+        given["max_num_seqs"] = max_num_seqs
     if in_full_precision:
         given["quantization"] = "none"
-    return LLM(args.model, expected_rows=expected_rows, typical_row_tokens=typical_row_tokens, **given)
+    return LLM(
+        args.model,
+        expected_rows=expected_rows,
+        typical_row_tokens=typical_row_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+        **given,
+    )
 
 
 def describe_sampling(sampling: ResolvedSampling, *, max_tokens: str) -> str:

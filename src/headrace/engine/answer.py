@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from array import array
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -21,7 +21,7 @@ class Answer:
 
     Attributes:
         finish_reason: None while it grows.
-        first_token_seconds, last_token_seconds: on the clock of `time.perf_counter`; None before the first token.
+        token_seconds: when each token came, on the clock of `time.perf_counter`.
     """
 
     def __init__(
@@ -38,8 +38,7 @@ class Answer:
         self.index = index
         self.sampling = sampling
         self.finish_reason: FinishReason | None = None
-        self.first_token_seconds: float | None = None
-        self.last_token_seconds: float | None = None
+        self.token_seconds = array("d")
         self._seed = seed
         self._prompt_ids = prompt_ids
         self._guide = guide
@@ -88,24 +87,27 @@ class Answer:
         """How likely the model finds the answer, per token."""
         return sum(entry.logprob for entry in self._logprobs) / len(self._logprobs)
 
-    def accept_all(self, tokens: Sequence[SampledToken], ended_by: FinishReason | None) -> bool:
-        """Takes tokens until the answer ends; returns whether its text ended it, and nobody knows it yet."""
+    def accept_all(self, tokens: Sequence[SampledToken], ended_by: FinishReason | None, *, seconds: float) -> bool:
+        """Takes tokens until the answer ends; returns whether its text ended it, and nobody knows it yet.
+
+        Args:
+            seconds: when they came, on the clock of `time.perf_counter`.
+        """
         for token in tokens:
             is_last = token is tokens[-1]
-            ended_by_text = self.accept(token, ended_by=ended_by if is_last else None)
+            ended_by_text = self.accept(token, ended_by=ended_by if is_last else None, seconds=seconds)
             if self.finish_reason is not None:
                 return ended_by_text and ended_by is None
         return False
 
-    def accept(self, token: SampledToken, *, ended_by: FinishReason | None) -> bool:
+    def accept(self, token: SampledToken, *, ended_by: FinishReason | None, seconds: float) -> bool:
         """Takes the next token; returns whether its text has just ended the answer: by a stop string, or by its form.
 
         Args:
             ended_by: why this is the last token by its number or its id, if it is.
+            seconds: when it came, on the clock of `time.perf_counter`.
         """
-        now = time.perf_counter()
-        self.first_token_seconds = self.first_token_seconds or now
-        self.last_token_seconds = now
+        self.token_seconds.append(seconds)
         self._token_ids.append(token.token_id)
         if token.logprob is not None:
             self._logprobs.append(token.logprob)
@@ -136,6 +138,7 @@ class Answer:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
             logprobs=None if self.sampling.logprobs is None else tuple(self._logprobs),
+            token_seconds=self.token_seconds[:],
         )
 
     def take_piece(self) -> OutputPiece:
@@ -165,8 +168,8 @@ def best_of(answers: Sequence[Answer]) -> list[Answer]:
 def seconds_per_token(answers: Sequence[Answer]) -> float | None:
     """Returns the mean time per token after the first, over answers of at least two tokens."""
     spans = [
-        (answer.last_token_seconds - answer.first_token_seconds) / (answer.num_tokens - 1)
+        (answer.token_seconds[-1] - answer.token_seconds[0]) / (answer.num_tokens - 1)
         for answer in answers
-        if answer.num_tokens > 1 and answer.last_token_seconds and answer.first_token_seconds
+        if answer.num_tokens > 1
     ]
     return sum(spans) / len(spans) if spans else None

@@ -258,7 +258,11 @@ class Engine:
             )
 
     def _accept(self, sampled: Sampled) -> None:
-        """Hands new tokens to their answers, and ends the requests whose last answer has ended."""
+        """Hands new tokens to their answers, and ends the requests whose last answer has ended.
+
+        All tokens of a sweep come at one time.
+        """
+        now = time.perf_counter()
         for sequence_id, tokens in sampled.items():
             found = self._answers.get(sequence_id)
             if found is None:  # a sibling that could not go on ended the request a moment ago
@@ -271,7 +275,8 @@ class Engine:
                 continue
             reason = sequence.finish_reason
             assert reason != "cancelled", "a cancelled sequence is in no sweep"
-            if answer.accept_all(tokens[: sequence.num_output_tokens - answer.num_tokens], reason):
+            new = tokens[: sequence.num_output_tokens - answer.num_tokens]
+            if answer.accept_all(new, reason, seconds=now):
                 self.scheduler.finish(sequence_id, "stop")
             if answer.finish_reason is not None:
                 del self._answers[sequence_id]
@@ -282,7 +287,7 @@ class Engine:
     def _complete(self, running: _Running) -> None:
         del self._running[running.ticket]
         answers = running.answers
-        firsts = [answer.first_token_seconds for answer in answers if answer.first_token_seconds is not None]
+        firsts = [answer.token_seconds[0] for answer in answers if answer.token_seconds]
         assert running.started_seconds is not None, "a request ends after its first sweep"
         self.finished[running.ticket] = RequestOutput(
             request_id=running.request.request_id,
@@ -291,6 +296,7 @@ class Engine:
             outputs=tuple(replace(answer.completion(), index=place) for place, answer in enumerate(best_of(answers))),
             prompt_logprobs=answers[0].prompt_logprobs,
             metrics=RequestMetrics(
+                arrived_seconds=running.arrived_seconds,
                 ttft_seconds=min(firsts) - running.arrived_seconds,
                 tpot_seconds=seconds_per_token(answers),
                 queued_seconds=running.started_seconds - running.arrived_seconds,

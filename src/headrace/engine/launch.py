@@ -26,6 +26,7 @@ from headrace.engine.memory import (
     smallest_bytes,
     typical_tokens,
 )
+from headrace.engine.model_work import ModelWork, model_work
 from headrace.engine.moving import KVMoving
 from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams, load_resident
@@ -79,6 +80,7 @@ class Launched:
     tokenizer: Tokenizer | WithoutTokenizer
     model_name: str
     description: str
+    work: ModelWork
     host: Budget
     device: Budget
     close: Callable[[], None] = lambda: None
@@ -199,6 +201,7 @@ def start(
         description=_describe(options, weights, dtype, placed, sweep, cache, below, tiers)
         + slow_dtype_note(dtype, tiers.device)
         + _ignored_note(engine.defaults),
+        work=model_work(weights, table, dtype=dtype, device=tiers.device),
         host=tiers.host_budget,
         device=tiers.device_budget,
     )

@@ -11,6 +11,7 @@ from types import TracebackType
 from headrace.engine.engine import Engine, failed_output
 from headrace.engine.launch import Launched, launch
 from headrace.engine.memory_options import Size, memory_options
+from headrace.engine.model_work import ModelWork
 from headrace.engine.options import EngineOptions
 from headrace.engine.outputs import OutputPiece, RequestOutput
 from headrace.engine.requests import GenerationRequest
@@ -171,6 +172,7 @@ class LLM:
         self.tokenizer: Tokenizer | WithoutTokenizer = launched.tokenizer
         self.model_name: str = launched.model_name
         self.description: str = launched.description
+        self.work: ModelWork = launched.work
         self.max_model_len: int = launched.engine.max_model_len
         self.defaults: GenerationDefaults = launched.engine.defaults
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class CompletionOutput:
             None when the request was cancelled.
         stop_reason: the stop string or the `stop_token_ids` entry that ended it; None for the model's own end token.
         logprobs: one entry per token of `token_ids`, where they were asked for.
+        token_seconds: when each token came, on the clock of `time.perf_counter`; those of one sweep come at one time.
     """
 
     index: int
@@ -32,6 +34,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    token_seconds: Sequence[float] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +42,7 @@ class RequestMetrics:
     """When things happened to a request; differences of one monotonic clock.
 
     Attributes:
+        arrived_seconds: when the request came, on the clock of `time.perf_counter`.
         ttft_seconds: from the request's arrival at the engine to its first token.
         tpot_seconds: mean time per token after the first; None for answers of one token.
         queued_seconds: from its arrival to its first sweep.
@@ -50,6 +54,7 @@ class RequestMetrics:
     ttft_seconds: float
     tpot_seconds: float | None
     queued_seconds: float
+    arrived_seconds: float = 0.0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_moved_down: int = 0

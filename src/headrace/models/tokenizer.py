@@ -42,6 +42,12 @@ class Tokenizer:
         return self._tokenizer.vocab_size
 
     @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text of their own: beginnings, ends, turns, padding, the unknown."""
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(self._tokenizer.all_special_ids) | {id_ for id_, token in added.items() if token.special}
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` works."""
         return (self._chat_template or self._tokenizer.chat_template) is not None
@@ -181,6 +187,7 @@ class WithoutTokenizer:
     """In the place of a tokenizer where there is none: prompts are token ids, and answers have no text."""
 
     num_words = 0
+    special_token_ids: frozenset[int] = frozenset()
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     has_chat_template = False

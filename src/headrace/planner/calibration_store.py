@@ -30,15 +30,19 @@ def calibration_file(machine: MachineIdentity, disk_id: int) -> Path:
 
 def load_calibration(machine: MachineIdentity, disk_id: int, note: Callable[[str], None]) -> Calibration | None:
     """Returns the last calibration of machine and disk; None where there is none, or it is broken: `note` hears."""
-    file = calibration_file(machine, disk_id)
-    try:
-        found = Calibration.from_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        note(f"{file}: ignored, since it cannot be read: {error}; headrace doctor --calibrate writes it anew")
-        return None
-    return found if (found.machine, found.disk_id) == (machine, disk_id) else None
+    found = _read(calibration_file(machine, disk_id), note)
+    return found if found is not None and (found.machine, found.disk_id) == (machine, disk_id) else None
+
+
+def latest_calibration(machine: MachineIdentity, note: Callable[[str], None]) -> Calibration | None:
+    """Returns the last calibration of a machine, whichever of its disks it measured; None where there is none.
+
+    Args:
+        note: hears of files that cannot be read.
+    """
+    files = sorted((cache_folder() / CALIBRATIONS_FOLDER).glob("*.json"))
+    found = [calibration for file in files if (calibration := _read(file, note)) is not None]
+    return max((one for one in found if one.machine == machine), key=lambda one: one.date, default=None)
 
 
 def save_calibration(calibration: Calibration) -> Path:
@@ -60,6 +64,16 @@ def save_calibration(calibration: Calibration) -> Path:
             f"{file}: cannot write: {error.strerror}; name another folder with HEADRACE_CACHE=FOLDER"
         ) from error
     return file
+
+
+def _read(file: Path, note: Callable[[str], None]) -> Calibration | None:
+    try:
+        return Calibration.from_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        note(f"{file}: ignored, since it cannot be read: {error}; headrace doctor --calibrate writes it anew")
+        return None
 
 
 def calibrated_rates(weights_file: Path, *, dtype: str, num_threads: int, block_bytes: int) -> Rates | None:

@@ -38,7 +38,8 @@ from headrace.units import MIB
 # again, deeper, and at last in full. Every step is decided by the row alone.
 _NUCLEUS_DEPTHS = (64, 512, 4096)
 _DEEPEST = 4096
-_ROWS_SCORED_AT_ONCE = 16
+# Logits that are scored at a time, some ten bytes each: 16 rows of a vocabulary of 131,072.
+_LOGITS_SCORED_AT_ONCE = 1 << 21
 # More than MAX_LOGPROBS, so that of equals at the end of a list those with lower ids are in it.
 _LOGPROBS_DEPTH = 128
 # A copy in the logits' own dtype, the float32 logits, rows of them that are ranked again, a softmax.
@@ -108,9 +109,10 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
 def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
     """Returns how likely each of `token_ids` is by its row of `logits` (T, V), with the `num_top` likeliest."""
     ids = np.asarray(token_ids, dtype=np.int64)
+    rows_at_once = max(1, _LOGITS_SCORED_AT_ONCE // logits.shape[1])
     return [
         entry
-        for rows in _parts(list(range(len(ids))), _ROWS_SCORED_AT_ONCE)
+        for rows in _parts(list(range(len(ids))), rows_at_once)
         for entry in _logprobs(_load(logits, rows), ids[rows], [num_top] * len(rows), logits.shape[1])
     ]
 
@@ -213,14 +215,18 @@ def _logprobs(logits: Tensor, token_ids: Ints, nums_top: Sequence[int], num_toke
     """Returns the log-probabilities of `token_ids` (R,) and, per row, of as many most likely tokens as it asks for."""
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(1, torch.from_numpy(token_ids).to(logits.device)[:, None])
-    values, top_ids = most_likely(logprobs, _LOGPROBS_DEPTH)
-    results = []
-    for place, num_top in enumerate(nums_top):
-        logprob = chosen[place].item()
-        rank = int((values[place] > logprob).sum()) + 1
-        if rank > _LOGPROBS_DEPTH:
-            rank = int((logprobs[place] > logprob).sum()) + 1
-        end = min(num_top, num_tokens)
-        top = tuple(zip(top_ids[place, :end].tolist(), values[place, :end].tolist(), strict=True))
-        results.append(TokenLogprobs(token_id=int(token_ids[place]), logprob=logprob, rank=rank, top=top))
-    return results
+    ranks = (logprobs > chosen).sum(-1) + 1
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(nums_top)
+    if any(nums_top):
+        values, top_ids = most_likely(logprobs, _LOGPROBS_DEPTH)
+        ends = [min(num_top, num_tokens) for num_top in nums_top]
+        tops = [
+            tuple(zip(top_ids[place, :end].tolist(), values[place, :end].tolist(), strict=True))
+            for place, end in enumerate(ends)
+        ]
+    return [
+        TokenLogprobs(token_id=token_id, logprob=logprob, rank=rank, top=top)
+        for token_id, logprob, rank, top in zip(
+            token_ids.tolist(), chosen[:, 0].tolist(), ranks.tolist(), tops, strict=True
+        )
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,7 +23,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return status, captured.err
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)], ids=lambda words: " ".join(words) or "-")
+@pytest.mark.parametrize(
+    "command", [[], *(name.split() for name in cli.COMMANDS)], ids=lambda words: " ".join(words) or "-"
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     program = """
 import sys
@@ -90,6 +94,19 @@ def test_without_a_command_the_help_is_shown_as_a_mistake(capsys: pytest.Capture
             ["generate", "--model", "m", "--top-p", "2", "x"],
             "headrace: --top-p: top_p is 2.0; expected a number from 0 to 1",
         ),
+        (["bench"], "headrace: the following arguments are required: COMMAND; see headrace bench --help"),
+        (
+            ["bench", "latncy"],
+            "headrace: unknown command 'bench latncy'; did you mean bench latency?; see headrace bench --help",
+        ),
+        (
+            ["bench", "--modle", "curve"],
+            "headrace: unknown option --modle; see headrace bench --help",
+        ),
+        (
+            ["eval", "perplexity", "--modle", "m"],
+            "headrace: unknown option --modle; did you mean --model?; see headrace eval perplexity --help",
+        ),
         (["run", "in", "more", "-o", "o", "-m", "m"], "headrace: unrecognized arguments: more; see headrace --help"),
         (
             ["run", "no-such-file", "-o", "out", "-m", "m"],
@@ -148,13 +165,13 @@ def test_native_windows_is_refused() -> None:
 
 
 def test_every_option_of_every_command_has_help() -> None:
-    parser = cli.build_parser()
-    (commands,) = (action.choices for action in parser._actions if action.dest == "command")
-    assert commands is not None
-    silent = [
-        f"{name} {action.dest}"
-        for name, command in dict(commands).items()  # type: ignore[call-overload]
-        for action in command._actions
-        if not action.help
-    ]
-    assert silent == []
+    assert list(silent_options(cli.build_parser())) == []
+
+
+def silent_options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from silent_options(command)
+        elif not action.help:
+            yield f"{parser.prog} {action.dest}"

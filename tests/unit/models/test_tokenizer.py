@@ -64,6 +64,12 @@ def test_end_and_padding_tokens_are_the_tokenizer_s(stories: Path, qwen2: Path) 
     assert (loaded(qwen2).eos_token_ids, loaded(qwen2).pad_token_id) == ((151645,), 151643)
 
 
+def test_special_tokens_are_those_that_stand_for_no_text(stories: Path, qwen2: Path) -> None:
+    assert loaded(stories).special_token_ids == {0, 1, 2}
+    assert loaded(qwen2).special_token_ids >= {151643, 151644, 151645}
+    assert WithoutTokenizer().special_token_ids == frozenset()
+
+
 def test_a_padding_token_that_is_the_end_token_as_well_is_none(stories: Path, tmp_path: Path) -> None:
     shutil.copytree(stories, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import DiskSpaceError
-from headrace.planner.calibration_store import calibrated_rates, calibration_file, load_calibration, save_calibration
+from headrace.planner.calibration_store import (
+    calibrated_rates,
+    calibration_file,
+    latest_calibration,
+    load_calibration,
+    save_calibration,
+)
 from headrace.planner.disk import device_id
 from headrace.planner.machine import identify_machine
 from headrace.planner.placement import Rates
@@ -54,6 +60,18 @@ def test_a_cache_that_cannot_be_written_is_the_user_s_to_change(cache: Path) -> 
     cache.write_text("a file where the folder should be")
     with pytest.raises(DiskSpaceError, match="HEADRACE_CACHE"):
         save_calibration(made_up())
+
+
+def test_the_last_calibration_of_a_machine_is_found_whichever_disk_it_measured() -> None:
+    assert latest_calibration(MACHINE, pytest.fail) is None
+    newer = replace(made_up(disk_id=9), date="2026-11-22T08:00:00+00:00")
+    for calibration in (newer, made_up(disk_id=7), made_up(machine=replace(MACHINE, num_threads=1), disk_id=8)):
+        save_calibration(calibration)
+    assert latest_calibration(MACHINE, pytest.fail) == newer
+    notes: list[str] = []
+    calibration_file(MACHINE, 9).write_text("{")
+    assert latest_calibration(MACHINE, notes.append) == made_up(disk_id=7)
+    assert len(notes) == 1 and "ignored" in notes[0]
 
 
 def test_rates_for_streaming_are_those_of_the_file_s_disk(tmp_path: Path) -> None:

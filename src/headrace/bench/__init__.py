@@ -1,0 +1,1 @@
+"""What a user measures: throughput, latency, the curve between them, and perplexity."""
