@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 SOURCES = ("attention.cpp",)
-HEADERS = ("attention.h", "floats.h")
+HEADERS = ("attention.h", "codes.h", "floats.h")
 INSTRUCTION_SETS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 """The best first, and what GCC and Clang call the processors that have it."""
 # GCC 12 warns of its own headers here.

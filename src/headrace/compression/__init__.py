@@ -1,0 +1,1 @@
+"""Codecs: numbers in fewer bits, and what computes on them."""
