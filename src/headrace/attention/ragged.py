@@ -66,6 +66,8 @@ class KVPages:
             return decode(keys, width, self.codec), _without_nan(decode(values, self.value_width, self.codec))
         latent_bytes = self.codec.num_bytes(self.value_width)
         latents = _without_nan(decode(keys[..., :latent_bytes], self.value_width, self.codec))
+        if width == self.value_width:
+            return latents, latents
         rest = decode(keys[..., latent_bytes:], width - self.value_width, self.codec)
         return torch.cat((latents, rest), dim=-1), latents
 
