@@ -3,9 +3,9 @@
     python -m benchmarks.kv_codecs                                       # 64 rows of 1,024 tokens, Llama-3.2-1B's shape
     python -m benchmarks.kv_codecs --case tiny --rows 4 --prompt-tokens 64 --new-tokens 8 --rounds 1
 
-The three take turns, each in a process of its own, whose peak memory is its own. A row's last `--new-tokens` tokens are
-generated; only these are timed, the prompts being in the cache. `growth_bytes` is what resident memory grew by while the
-prompts were computed: their keys and values, and what a sweep takes.
+The three take turns, each in a process whose peak memory is its own. A row's last `--new-tokens` tokens are generated;
+only these are timed, the prompts being in the cache. `growth_bytes` is what resident memory grew by while the prompts
+were computed: their keys and values, and what a sweep takes.
 """
 
 from __future__ import annotations

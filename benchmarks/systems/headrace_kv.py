@@ -29,8 +29,7 @@ def measure(request: Figures) -> Figures:
         engine = llm._require_engine()  # what the cache has is nothing that users of LLM are told
         draw = random.Random(0)
         prompts = [
-            [draw.randrange(engine.vocab_size) for _ in range(request["prompt_tokens"])]
-            for _ in range(request["rows"])
+            [draw.randrange(engine.vocab_size) for _ in range(request["prompt_tokens"])] for _ in range(request["rows"])
         ]
         before = resident_bytes()
         prefill_seconds = _answer(llm, prompts, 1)

@@ -75,5 +75,7 @@ def test_a_wrapped_model_keeps_codes_as_one_from_a_folder(tmp_path: Path) -> Non
 def test_a_model_without_keys_and_values_is_refused_codes_before_it_is_loaded(tmp_path: Path) -> None:
     save_tiny("mamba2", tmp_path)
     write_tokenizer(tmp_path, 97)
-    with pytest.raises(OptionError, match="kv_cache_dtype is int8, but a model of type mamba2 keeps no keys and values"):
+    with pytest.raises(
+        OptionError, match="kv_cache_dtype is int8, but a model of type mamba2 keeps no keys and values"
+    ):
         LLM(tmp_path, kv_cache_dtype="int8")

@@ -33,39 +33,39 @@ from tests.parity.placements import attention_layers, kv_elsewhere, moving
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ["llama", "mistral", "gemma2", "bloom", "gpt_oss", "falcon", "deepseek_v3", "qwen3_next", "llama4_text"]
-"""Grouped queries, windows, softcaps, ALiBi, sinks, one KV head, latents, states beside, and a mask of the model's own."""
+"""Grouped queries, windows, softcaps, ALiBi, sinks, one KV head, latents, states beside, a mask of the model's own."""
 TIERS = ["disk", "host of a simulated device", "host of a late device", "disk below a late device"]
+SOME = [(name, list(KV_CODECS)[index % 2], TIERS[index % 4]) for index, name in enumerate(FAMILIES)]
+IN_EITHER = [
+    pytest.param(name, codec, marks=[pytest.mark.slow] * ((index + second) % 2))
+    for index, name in enumerate(FAMILIES)
+    for second, codec in enumerate(KV_CODECS)
+]
+"""Each family in one codec, and in the other among the slow tests."""
 MANY = Shape(attention=best_attention, num_micro_batches=3, sweep_tokens=23, block_tokens=4)
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows}
 LOSS_ROWS, LOSS_ROW_TOKENS = 6, 448
 
 
-def by_name(codec: KVCodec) -> str:
-    return codec.name
+@pytest.mark.parametrize(("name", "codec", "tier"), SOME)
+def test_tokens_do_not_depend_on_where_codes_lie(name: str, codec: str, tier: str, tmp_path: Path) -> None:
+    check_elsewhere(name, KV_CODECS[codec], "sharing", tier, "never", tmp_path)
 
 
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_do_not_depend_on_where_codes_lie(name: str, tier: str, tmp_path: Path) -> None:
-    check_elsewhere(name, INT8 if len(name + tier) % 2 else INT4, "sharing", tier, "never", tmp_path)
-
-
-@pytest.mark.parametrize("codec", KV_CODECS.values(), ids=by_name)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_do_not_depend_on_who_attends_over_codes(name: str, codec: KVCodec, tmp_path: Path) -> None:
-    check_elsewhere(name, codec, "sharing", "host of a late device", "at times", tmp_path)
+@pytest.mark.parametrize(("name", "codec"), IN_EITHER)
+def test_tokens_do_not_depend_on_who_attends_over_codes(name: str, codec: str, tmp_path: Path) -> None:
+    check_elsewhere(name, KV_CODECS[codec], "sharing", "host of a late device", "at times", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_home", ["always", "never"])
-@pytest.mark.parametrize("codec", KV_CODECS.values(), ids=by_name)
+@pytest.mark.parametrize("codec", KV_CODECS)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_the_same_for_every_codec_in_every_tier(
-    name: str, tier: str, rows: str, codec: KVCodec, at_home: str, tmp_path: Path
+    name: str, tier: str, rows: str, codec: str, tmp_path: Path
 ) -> None:
-    check_elsewhere(name, codec, rows, tier, at_home, tmp_path)
+    check_elsewhere(name, KV_CODECS[codec], rows, tier, "never", tmp_path)
 
 
 def check_elsewhere(name: str, codec: KVCodec, rows: str, tier: str, at_home: str, folder: Path) -> None:
@@ -76,22 +76,20 @@ def check_elsewhere(name: str, codec: KVCodec, rows: str, tier: str, at_home: st
         assert rig.run(chosen) == expected
 
 
-@pytest.mark.parametrize("codec", KV_CODECS.values(), ids=by_name)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "codec"), IN_EITHER)
 def test_rows_whose_codes_are_moved_down_and_up_again_are_generated_as_with_blocks_for_all(
-    name: str, codec: KVCodec, tmp_path: Path
+    name: str, codec: str, tmp_path: Path
 ) -> None:
-    model, rows = tiny_engine_model(name), crowded_rows(every=0)
-    expected = make_rig(model, replace(MANY, codec=codec)).run(rows)
-    rig = make_rig(model, replace(MANY, codec=codec, scarce=True))
+    model, rows, shape = tiny_engine_model(name), crowded_rows(every=0), replace(MANY, codec=KV_CODECS[codec])
+    expected = make_rig(model, shape).run(rows)
+    rig = make_rig(model, replace(shape, scarce=True))
     with moving(rig, tmp_path):
         assert rig.run(rows) == expected
     assert rig.scheduler.num_moved_down == rig.scheduler.num_preemptions
 
 
-@pytest.mark.parametrize("codec", KV_CODECS.values(), ids=by_name)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_do_not_depend_on_how_prompts_are_cut(name: str, codec: KVCodec) -> None:
+@pytest.mark.parametrize(("name", "codec"), IN_EITHER)
+def test_tokens_do_not_depend_on_how_prompts_are_cut(name: str, codec: str) -> None:
     shapes = {
         "whole": Shape(attention=best_attention),
         "cut": MANY,
@@ -99,7 +97,10 @@ def test_tokens_do_not_depend_on_how_prompts_are_cut(name: str, codec: KVCodec) 
         "unshared": replace(MANY, shares_prefixes=False),
     }
     model = tiny_engine_model(name)
-    found = {shape: make_rig(model, replace(each, codec=codec)).run(sharing_rows()) for shape, each in shapes.items()}
+    found = {
+        shape: make_rig(model, replace(each, codec=KV_CODECS[codec])).run(sharing_rows())
+        for shape, each in shapes.items()
+    }
     assert all(tokens == found["whole"] for tokens in found.values())
 
 

@@ -1,4 +1,4 @@
-"""Whatever the numbers are: they lie between their codes, and come back within half a scale, which is no larger than said."""
+"""Whatever the numbers are, they come back within half a scale, and no scale is larger than it has to be."""
 
 from __future__ import annotations
 

@@ -55,9 +55,7 @@ class PagedAttention:
 def _is_known(*tensors: Tensor, codec: KVCodec | None = None) -> bool:
     """Whether the library reads them: numbers of its types, or records of `codec`."""
     return all(
-        tensor.device.type == "cpu"
-        and (tensor.dtype in kernel.TYPES or codec is not None)
-        and tensor.stride(-1) == 1
+        tensor.device.type == "cpu" and (tensor.dtype in kernel.TYPES or codec is not None) and tensor.stride(-1) == 1
         for tensor in tensors
     )
 

@@ -61,9 +61,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU over KV that is in its memory"
     )
-    group.add_argument(
-        "--compress-cache", action="store_true", default=None, help="the same as --kv-cache-dtype int4"
-    )
+    group.add_argument("--compress-cache", action="store_true", default=None, help="the same as --kv-cache-dtype int4")
 
 
 def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
@@ -88,7 +86,9 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
     if args.pin_weight is not None and not _runs_on_cpu(args.device):
         found["pin_memory"] = args.pin_weight
     if args.compress_cache:
-        _refuse_both("--compress-cache", "--kv-cache-dtype", None if args.kv_cache_dtype == "auto" else args.kv_cache_dtype)
+        _refuse_both(
+            "--compress-cache", "--kv-cache-dtype", None if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
+        )
         found["kv_cache_dtype"] = "int4"
     if args.cpu_cache_compute and not _runs_on_cpu(args.device):
         found["attend_on_host"] = True

@@ -2,17 +2,17 @@
 
 The numbers of one head of a token, W of them, are one record of bytes:
 
-    | codes: W of 8 bits, or W of 4, the first of two in the lower half of their byte | scale, minimum | scale, minimum |...
+    | W codes of 8 bits, or of 4, the first of two in the lower half of a byte | scale, minimum | scale, minimum | ...
 
-There is a scale and a minimum for each 64 numbers, and for what remains behind the last 64. A number is scale * code +
-minimum: group-wise quantization between least and largest, as FlexGen has it (arXiv 2303.06865, section 4), along the
-width of a head.
+There is a scale and a minimum for each 64 numbers, and for what remains behind the last 64. A number is
+scale * code + minimum: group-wise quantization between least and largest, as FlexGen has it (arXiv 2303.06865,
+section 4), along the width of a head.
 
-Scales and minima are bfloat16: two bytes, as float16 has them, but with the range of float32, so that no key is too large.
-Minima are rounded down and scales up, so that every number lies between the least and the largest code, and is half a
-scale from its code at most. That makes a scale larger by at most 2 % where the numbers have both signs. Where they lie far
-from zero and close together, the rounding of the minimum decides: 1/128 of it, divided by the number of codes, which is
-finer than bfloat16 is there.
+Scales and minima are bfloat16: two bytes, as float16 has them, but with the range of float32, so that no key is too
+large. Minima are rounded down and scales up, so that every number lies between the least and the largest code, and is
+half a scale from its code at most. That makes a scale larger by at most 2 % where the numbers have both signs. Where
+they lie far from zero and close together, the rounding of the minimum decides: 1/128 of it, divided by the number of
+codes, which is finer than bfloat16 is there.
 """
 
 from __future__ import annotations

@@ -180,9 +180,7 @@ def start(
         )
         if below.layers:
             move_kv_below(placed, tiers, below, cache, BLOCK_TOKENS, dtype, options.kv_codec)
-        pools = build_pools(
-            table, cache.num_blocks, BLOCK_TOKENS, dtype, tiers.device, below.layers, options.kv_codec
-        )
+        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, tiers.device, below.layers, options.kv_codec)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
@@ -352,10 +350,10 @@ def _describe(
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
     name = str(dtype).removeprefix("torch.")
-    kept_in = options.kv_codec.name if options.kv_codec else name
+    kv = f"{options.kv_codec.name if options.kv_codec else name}{kv}"
     return (
         f"{options.model}: {table.model_type}, {name} on {tiers}; "
-        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)} in {kept_in}{kv}, "
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)} in {kv}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )

@@ -100,8 +100,8 @@ def smallest_bytes(
     attention = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
     if options.kv_codec is not None and not attention:
         raise OptionError(
-            f"kv_cache_dtype is {options.kv_cache_dtype}, but a model of type {table.model_type} keeps no keys and values; "
-            "leave it out"
+            f"kv_cache_dtype is {options.kv_cache_dtype}, but a model of type {table.model_type} keeps no keys and "
+            "values; leave it out"
         )
     widest = max((spec.num_kv_heads * (spec.key_width + spec.value_width) for spec in attention), default=0)
     token_bytes = max((spec.token_bytes(dtype_bytes, options.kv_codec) for spec in attention), default=0)

@@ -34,7 +34,7 @@ class PageShape:
         return 0 if self.latent else self._columns(self.value_width)
 
     def token_bytes(self, dtype_bytes: int) -> int:
-        """Returns what the keys and values of a token take in one layer, in a model whose numbers take `dtype_bytes`."""
+        """Returns what a token takes in one layer of a model whose numbers take `dtype_bytes`."""
         element_bytes = dtype_bytes if self.codec is None else 1
         return self.num_kv_heads * (self.key_columns + self.value_columns) * element_bytes
 

@@ -121,9 +121,7 @@ class KVPools:
                         memory.values[copy.target] = memory.values[copy.source]
 
 
-def make_pages(
-    shape: PageShape, num_blocks: int, block_tokens: int, dtype: torch.dtype, allocate: Allocate
-) -> KVPages:
+def make_pages(shape: PageShape, num_blocks: int, block_tokens: int, dtype: torch.dtype, allocate: Allocate) -> KVPages:
     """Returns pages of zeros, in a model of `dtype`."""
     places, element = (num_blocks, shape.num_kv_heads, block_tokens), page_element(shape, dtype)
     return KVPages(

@@ -91,9 +91,7 @@ def test_random_micro_batches_are_attended_as_defined(seed: int) -> None:
     ]
     rule = draw.choice(list(rules(heads).values()))
     block_tokens = draw.choice([1, 16, 32, 64])
-    scene = make_scene(
-        seed, heads, chunks, block_tokens=block_tokens, window=rule.window, codec=draw.choice(CODECS)
-    )
+    scene = make_scene(seed, heads, chunks, block_tokens=block_tokens, window=rule.window, codec=draw.choice(CODECS))
     assert_as_defined(scene, rule)
 
 
