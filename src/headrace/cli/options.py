@@ -85,8 +85,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-dtype",
         default="auto",
         choices=("auto", "int8", "int4"),
-        help="keep keys and values in codes of 8 or 4 bits, in about half or a quarter of the memory of bfloat16; answers "
-        "differ (default: auto, the type that the model runs in)",
+        help="keep keys and values in codes of 8 or 4 bits, in about half or a quarter of the memory of bfloat16; "
+        "answers differ (default: auto, the type that the model runs in)",
     )
     group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
     group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")

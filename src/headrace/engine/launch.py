@@ -350,10 +350,11 @@ def _describe(
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
     name = str(dtype).removeprefix("torch.")
-    kv = f"{options.kv_codec.name if options.kv_codec else name}{kv}"
+    kept_in = options.kv_codec.name if options.kv_codec else name
     return (
         f"{options.model}: {table.model_type}, {name} on {tiers}; "
-        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)} in {kv}, "
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, "
+        f"KV cache {format_bytes(cache.kv_bytes)} in {kept_in}{kv}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )

@@ -56,8 +56,8 @@ def attend(
         query: (T, H, D), contiguous, of one of `TYPES`.
         keys, values: (N, K, S, D) and (N, K, S, at least V) of one of `TYPES`, each slot's numbers side by side; the
             same tensor where a value is the first part of its key.
-        code_bits: each slot has a record with codes of so many bits instead; where a value is the first part of its key,
-            that is a record of V numbers, and one of the others.
+        code_bits: each slot has a record with codes of so many bits instead; where a value is the first part of its
+            key, that is a record of V numbers, and one of the others.
         starts, lengths, query_starts: (R,) position of a row's first token, number of its tokens, their place in T.
         block_table: (R, B) block of every S positions, contiguous; -1 where no token is seen.
         bias: (H, L) fp32, added to the scores by key position; L a multiple of `BIAS_MULTIPLE` beyond every position.
