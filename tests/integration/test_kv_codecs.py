@@ -50,16 +50,15 @@ def test_tokens_are_the_same_on_a_cpu_and_wherever_a_device_has_its_kv(
             assert answers(llm) == expected
 
 
-def test_the_same_memory_holds_more_rows_in_codes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kv_cache_dtype", "head_bytes"), [("auto", 64), ("int8", 16 + 4), ("int4", 8 + 4)])
+def test_pages_take_the_bytes_of_their_codes(kv_cache_dtype: str, head_bytes: int, tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     write_tokenizer(tmp_path, 97)
-    tokens = {}
-    for kv_cache_dtype in ("auto", "int8", "int4"):
-        with LLM(tmp_path, device="simulated:24MiB,20GB/s", kv_cache_dtype=kv_cache_dtype) as llm:
-            tokens[kv_cache_dtype] = llm._require_engine().scheduler._cache.available_tokens
-    # Of 768 bytes in fp32, 240 and 144 remain, in heads of only 16 numbers; 128 are the bookkeeping of a token.
-    assert tokens["int8"] > 2 * tokens["auto"]
-    assert tokens["int4"] > 1.2 * tokens["int8"]
+    with LLM(tmp_path, memory="2GiB", dtype="float32", kv_cache_dtype=kv_cache_dtype) as llm:
+        engine = llm._require_engine()
+        num_bytes = sum(tensor.nbytes for tensor in engine.executor.contexts._pools.tensors(0))
+        (pool,) = engine.scheduler._cache.pools
+        assert num_bytes == pool.num_blocks * 32 * 3 * 2 * 2 * head_bytes  # tokens, layers, keys and values, heads
 
 
 def test_a_wrapped_model_keeps_codes_as_one_from_a_folder(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.nn import Module
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headrace import LLM, SamplingParams
 from headrace.attention.paged import best_attention
 from headrace.compression.kv_codec import INT4, INT8, KV_CODECS, KVCodec
+from headrace.compression.kv_codes import decode, encode
 from headrace.demo.scoring import exact_share
 from headrace.models.takeover import EngineModel
 from headrace.schedule.steps import serial_steps
@@ -44,7 +48,7 @@ IN_EITHER = [
 """Each family in one codec, and in the other among the slow tests."""
 MANY = Shape(attention=best_attention, num_micro_batches=3, sweep_tokens=23, block_tokens=4)
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows}
-LOSS_ROWS, LOSS_ROW_TOKENS = 6, 448
+NUM_ROWS, ROW_TOKENS = 6, 240
 
 
 @pytest.mark.parametrize(("name", "codec", "tier"), SOME)
@@ -110,46 +114,58 @@ def test_codes_of_4_bits_change_tokens_of_random_weights() -> None:
     assert coded != [generated("llama", row.prompt, row.num_new) for row in rows]
 
 
-# Measured on a CPU, in fp32: int8 TO BE FILLED.
 @pytest.mark.parametrize(
-    ("codec", "most_loss", "most_divergence"), [(INT8, 1e-3, 1e-4), (INT4, 2e-2, 1e-2)], ids=["int8", "int4"]
+    ("codec", "most_loss", "most_divergence"), [(INT8, 1e-3, 3e-4), (INT4, 0.06, 0.04)], ids=["int8", "int4"]
 )
-def test_a_trained_model_predicts_nearly_as_with_full_precision(
+def test_a_trained_model_predicts_as_transformers_over_rounded_keys_and_values(
     codec: KVCodec,
     most_loss: float,
     most_divergence: float,
     shared_data: Path,
     record_figure: Callable[[str, str], None],
 ) -> None:
-    folder = shared_data / "models" / "stories260k-hf"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    folder = shared_data / "models" / "babyllama361-hf"
     excerpt = (shared_data / "text" / "tinystories-val" / "tinystories_val.txt").read_text()[:8_000]
     tokens = AutoTokenizer.from_pretrained(folder)(excerpt, verbose=False)["input_ids"]
-    texts = [
-        tokens[start : start + LOSS_ROW_TOKENS] for start in range(0, LOSS_ROWS * LOSS_ROW_TOKENS, LOSS_ROW_TOKENS)
-    ]
-    num_prompt = [LOSS_ROW_TOKENS - 10 * (row + 1) for row in range(LOSS_ROWS)]
-    engine_model = EngineModel(model, table_of(model))
-    plain, coded = (
-        log_probabilities(
-            forced_logits(
-                engine_model, Shape(attention=best_attention, sweep_tokens=200, codec=each), texts, num_prompt
-            )
-        )
-        for each in (None, codec)
-    )
+    texts = [tokens[start : start + ROW_TOKENS] for start in range(0, NUM_ROWS * ROW_TOKENS, ROW_TOKENS)]
+    exact, rounded = (transformers_predicts(folder, texts, each) for each in (None, codec))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    shape = Shape(attention=best_attention, sweep_tokens=200, codec=codec, shares_prefixes=False)
+    num_prompt = [ROW_TOKENS - 10 * (row + 1) for row in range(NUM_ROWS)]
+    coded = log_probabilities(forced_logits(EngineModel(model, table_of(model)), shape, texts, num_prompt))
+    # A number on the border of two steps, which was summed in another order, may be one step off: seldom.
+    assert divergence(rounded, coded) < 0.01 * divergence(exact, coded)
     following = torch.cat([torch.tensor([*text[1:], 0]) for text in texts])[:, None]
-    loss = (plain - coded).gather(1, following).mean().item()
-    divergence = (plain.exp() * (plain - coded)).sum(-1).mean().item()
+    loss, lost = -exact.gather(1, following).mean().item(), (exact - coded).gather(1, following).mean().item()
     record_figure(
-        f"stories260k-hf with KV in {codec.name}: next-token loss, divergence from full precision",
-        f"{loss:+.6f}, {divergence:.6f} nats",
+        f"babyllama361-hf with KV in {codec.name}: next-token loss, divergence from full precision",
+        f"{loss:.4f} {lost:+.4f}, {divergence(exact, coded):.5f} nats",
     )
-    assert abs(loss) < most_loss and divergence < most_divergence
+    assert loss < 1.5, "the model did not learn this"
+    assert abs(lost) < most_loss and divergence(exact, coded) < most_divergence
+
+
+def transformers_predicts(folder: Path, texts: Sequence[Sequence[int]], codec: KVCodec | None) -> Tensor:
+    """Log-probabilities of transformers, whose keys and values go through `codec` and back."""
+
+    def attend(module: Module, query: Tensor, key: Tensor, value: Tensor, *others: Any, **options: Any) -> Any:
+        if codec is not None:
+            key, value = (decode(encode(each, codec), each.shape[-1], codec) for each in (key, value))
+        return sdpa_attention_forward(module, query, key, value, *others, **options)
+
+    AttentionInterface.register("rounded_in_a_test", attend)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="rounded_in_a_test")
+    with torch.inference_mode():
+        return log_probabilities([model.eval()(torch.tensor([text])).logits[0] for text in texts])
 
 
 def log_probabilities(logits: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(logits)).double().log_softmax(-1)
+
+
+def divergence(true: Tensor, other: Tensor) -> float:
+    """Mean Kullback-Leibler divergence, in nats."""
+    return (true.exp() * (true - other)).sum(-1).mean().item()
 
 
 def test_the_demo_job_is_answered_about_as_well_as_with_full_precision(
