@@ -2,8 +2,6 @@
 // of a token are a record of bytes then: their codes of 8 or 4 bits, and a scale and a minimum, both bfloat16, for each 64.
 #pragma once
 
-#include <algorithm>
-
 #include "floats.h"
 
 namespace headrace {
@@ -66,6 +64,18 @@ inline Floats load(const Code<4> *p) {
 inline float code(const Code<8> *record, int d) { return record[d].byte; }
 inline float code(const Code<4> *record, int d) { return record[d / 2].byte >> 4 * (d % 2) & 15; }
 
+// What the codes of a group stand between.
+struct Ends {
+    float scale, minimum;
+
+    explicit Ends(const void *at) {
+        bfloat16 pair[2];
+        std::memcpy(pair, at, sizeof(pair));
+        scale = widened(pair[0]);
+        minimum = widened(pair[1]);
+    }
+};
+
 // `width` numbers as they lie in a page, in fp32.
 template <class Element>
 void widen_row(const Element *from, int width, float *to) {
@@ -76,14 +86,19 @@ void widen_row(const Element *from, int width, float *to) {
 template <int BITS>
 void widen_row(const Code<BITS> *record, int width, float *to) {
     const Code<BITS> *ends = record + code_bytes<BITS>(width);
-    for (int d = 0; d < width; ends += ENDS_BYTES) {
-        bfloat16 pair[2];
-        std::memcpy(pair, ends, sizeof(pair));
-        const float scale = widened(pair[0]), minimum = widened(pair[1]);
-        const int stop = std::min(d + GROUP_NUMBERS, width);
-        for (; d + LANES <= stop; d += LANES) store(to + d, fma(load(record + d * BITS / 8), every(scale), every(minimum)));
-        for (; d < stop; d++) to[d] = std::fma(code(record, d), scale, minimum);
+    int d = 0;
+    for (; d + GROUP_NUMBERS <= width; d += GROUP_NUMBERS, ends += ENDS_BYTES) {
+        const Ends of(ends);
+        const Floats scale = every(of.scale), minimum = every(of.minimum);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP_NUMBERS; i += LANES)
+            store(to + d + i, fma(load(record + (d + i) * BITS / 8), scale, minimum));
     }
+    if (d == width) return;
+    const Ends of(ends);
+    for (; d + LANES <= width; d += LANES)
+        store(to + d, fma(load(record + d * BITS / 8), every(of.scale), every(of.minimum)));
+    for (; d < width; d++) to[d] = std::fma(code(record, d), of.scale, of.minimum);
 }
 
 }  // namespace headrace
