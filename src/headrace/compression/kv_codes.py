@@ -36,15 +36,16 @@ def encode(numbers: Tensor, codec: KVCodec) -> Tensor:
 
 def decode(records: Tensor, width: int, codec: KVCodec) -> Tensor:
     """Returns the numbers, (..., W) in fp32, of records (..., codec.num_bytes(W)) of `width` numbers."""
-    codes, ends = records.split([codec.code_bytes(width), codec.num_bytes(width) - codec.code_bytes(width)], dim=-1)
+    num_code_bytes = codec.code_bytes(width)
+    codes, ends = records[..., :num_code_bytes], records[..., num_code_bytes:]
     if codec.bits == 4:
         codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)[..., :width]
     numbers = codes.float()
     # A copy of their own, which begins where a number may.
-    scales_and_minima = ends.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
-    pairs = scales_and_minima.split(2, dim=-1)
-    for group, pair in zip(numbers.split(GROUP_NUMBERS, dim=-1), pairs, strict=True):
-        group.mul_(pair[..., :1]).add_(pair[..., 1:])
+    pairs = ends.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
+    for group in range(pairs.shape[-1] // 2):
+        part = numbers[..., group * GROUP_NUMBERS : (group + 1) * GROUP_NUMBERS]
+        part.mul_(pairs[..., 2 * group, None]).add_(pairs[..., 2 * group + 1, None])
     return numbers
 
 
@@ -55,7 +56,7 @@ def _in_groups(numbers: Tensor) -> Tensor:
     missing = -width % size
     if missing:
         numbers = torch.cat((numbers, numbers[..., -1:].expand(*numbers.shape[:-1], missing)), dim=-1)
-    return numbers.unflatten(-1, (-1, size))
+    return numbers.reshape(*numbers.shape[:-1], -1, size)
 
 
 def _packed(codes: Tensor) -> Tensor:
