@@ -18,6 +18,9 @@ from torch import Tensor
 from headrace.attention.rule import AttentionRule
 from headrace.compression.kv_codec import KVCodec
 from headrace.compression.kv_codes import decode, encode
+from headrace.kernels.attention import TYPES
+from headrace.kernels.kv_write import write_codes
+from headrace.kernels.library import library
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,6 +47,23 @@ class KVPages:
         What a query must not see is multiplied by 0, which only finite values survive. So a value that is not finite is
         stored as 0, and its key as NaN: whoever sees it gets NaN, and nobody else.
         """
+        codec, found = self.codec, library()
+        if codec is not None and found is not None and self.keys.device.type == "cpu" and keys.dtype in TYPES:
+            write_codes(
+                found,
+                keys,
+                values,
+                key_pages=self.keys,
+                value_pages=self.values,
+                value_width=self.value_width,
+                blocks=layout.write_blocks,
+                slots=layout.write_offsets,
+                code_bits=codec.bits,
+            )
+        else:
+            self._write_plainly(keys, values, layout)
+
+    def _write_plainly(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
         if values is None:
             latents, lost = _finite(keys[..., : self.value_width])
             stored = self._stored(latents, keys[..., self.value_width :] + lost)

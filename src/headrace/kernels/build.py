@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = ("attention.cpp",)
-HEADERS = ("attention.h", "codes.h", "floats.h")
+SOURCES = ("attention.cpp", "kv_write.cpp")
+HEADERS = ("attention.h", "codes.h", "floats.h", "kv_write.h")
 INSTRUCTION_SETS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 """The best first, and what GCC and Clang call the processors that have it."""
 # GCC 12 warns of its own headers here.
