@@ -24,7 +24,13 @@ from benchmarks.machine import provenance
 from benchmarks.processes import Figures, measure_in_process
 
 SYSTEMS = ("auto", "int8", "int4")
-_SHARED = ("generated_tokens_per_second", "prompt_tokens_per_second", "growth_bytes", "peak_bytes")
+_FIGURES = (
+    "generated_tokens_per_second",
+    "prompt_tokens_per_second",
+    "kv_bytes_per_token",
+    "growth_bytes",
+    "peak_bytes",
+)
 
 
 def main() -> int:
@@ -65,7 +71,7 @@ def _summary(runs: list[Figures]) -> Figures:
     failed = [run for run in runs if "failed" in run]
     if failed:
         return failed[0]
-    medians = {name: round(statistics.median(_numbers(runs, name)), 2) for name in _SHARED}
+    medians = {name: round(statistics.median(_numbers(runs, name)), 2) for name in _FIGURES}
     return {"description": runs[0]["description"], **medians, "preemptions": max(run["preemptions"] for run in runs)}
 
 

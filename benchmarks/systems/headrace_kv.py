@@ -26,11 +26,12 @@ def measure(request: Figures) -> Figures:
         expected_rows=request["rows"],
         typical_row_tokens=row_tokens,
     ) as llm:
-        engine = llm._require_engine()  # what the cache has is nothing that users of LLM are told
+        engine = llm._require_engine()  # users of LLM are not told what its cache has
         draw = random.Random(0)
         prompts = [
             [draw.randrange(engine.vocab_size) for _ in range(request["prompt_tokens"])] for _ in range(request["rows"])
         ]
+        pages = engine.executor.contexts._pools.tensors(0)
         before = resident_bytes()
         prefill_seconds = _answer(llm, prompts, 1)
         grown = resident_bytes() - before
@@ -41,6 +42,7 @@ def measure(request: Figures) -> Figures:
             "generated_tokens_per_second": [
                 request["rows"] * request["new_tokens"] / seconds for seconds in decode_seconds
             ],
+            "kv_bytes_per_token": sum(page[0].nbytes for page in pages) / engine.scheduler._cache.block_tokens,
             "growth_bytes": grown,
             "peak_bytes": peak_resident_bytes(),
             "preemptions": engine.scheduler.num_preemptions,

@@ -16,8 +16,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headrace import LLM, SamplingParams
+from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import best_attention
-from headrace.compression.kv_codec import INT4, INT8, KV_CODECS, KVCodec
+from headrace.compression.kv_codec import INT4, KV_CODECS, KVCodec
 from headrace.compression.kv_codes import decode, encode
 from headrace.demo.scoring import exact_share
 from headrace.models.takeover import EngineModel
@@ -72,8 +73,16 @@ def test_tokens_are_the_same_for_every_codec_in_every_tier(
     check_elsewhere(name, KV_CODECS[codec], rows, tier, "never", tmp_path)
 
 
-def check_elsewhere(name: str, codec: KVCodec, rows: str, tier: str, at_home: str, folder: Path) -> None:
-    model, shape, chosen = tiny_engine_model(name), replace(MANY, codec=codec), ROWS[rows](every=1)
+@pytest.mark.parametrize("codec", KV_CODECS)
+def test_codes_that_layers_of_another_width_left_in_a_slab_are_not_seen(codec: str, tmp_path: Path) -> None:
+    shape = replace(MANY, attention=GroupedAttention)
+    check_elsewhere("gemma4_text", KV_CODECS[codec], "sharing", "disk", "never", tmp_path, shape)
+
+
+def check_elsewhere(
+    name: str, codec: KVCodec, rows: str, tier: str, at_home: str, folder: Path, shape: Shape = MANY
+) -> None:
+    model, shape, chosen = tiny_engine_model(name), replace(shape, codec=codec), ROWS[rows](every=1)
     expected = make_rig(model, shape).run(chosen)
     rig = make_rig(model, shape)
     with kv_elsewhere(rig, model.table, attention_layers(model.table), shape, folder, tier, at_home):
@@ -115,22 +124,29 @@ def test_codes_of_4_bits_change_tokens_of_random_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "most_loss", "most_divergence"), [(INT8, 1e-3, 3e-4), (INT4, 0.06, 0.04)], ids=["int8", "int4"]
+    ("name", "codec", "most_loss", "most_divergence"),
+    [
+        ("babyllama361-hf", "int8", 1e-3, 3e-4),
+        ("babyllama361-hf", "int4", 0.06, 0.04),
+        ("stories260k-hf", "int8", 2e-3, 3e-3),  # heads of 8 numbers, one of which is much larger than the others
+        ("stories260k-hf", "int4", 0.6, 0.6),
+    ],
 )
 def test_a_trained_model_predicts_as_transformers_over_rounded_keys_and_values(
-    codec: KVCodec,
+    name: str,
+    codec: str,
     most_loss: float,
     most_divergence: float,
     shared_data: Path,
     record_figure: Callable[[str, str], None],
 ) -> None:
-    folder = shared_data / "models" / "babyllama361-hf"
+    folder, form = shared_data / "models" / name, KV_CODECS[codec]
     excerpt = (shared_data / "text" / "tinystories-val" / "tinystories_val.txt").read_text()[:8_000]
     tokens = AutoTokenizer.from_pretrained(folder)(excerpt, verbose=False)["input_ids"]
     texts = [tokens[start : start + ROW_TOKENS] for start in range(0, NUM_ROWS * ROW_TOKENS, ROW_TOKENS)]
-    exact, rounded = (transformers_predicts(folder, texts, each) for each in (None, codec))
+    exact, rounded = (transformers_predicts(folder, texts, each) for each in (None, form))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    shape = Shape(attention=best_attention, sweep_tokens=200, codec=codec, shares_prefixes=False)
+    shape = Shape(attention=best_attention, sweep_tokens=200, codec=form, shares_prefixes=False)
     num_prompt = [ROW_TOKENS - 10 * (row + 1) for row in range(NUM_ROWS)]
     coded = log_probabilities(forced_logits(EngineModel(model, table_of(model)), shape, texts, num_prompt))
     # A number on the border of two steps, which was summed in another order, may be one step off: seldom.
@@ -138,10 +154,10 @@ def test_a_trained_model_predicts_as_transformers_over_rounded_keys_and_values(
     following = torch.cat([torch.tensor([*text[1:], 0]) for text in texts])[:, None]
     loss, lost = -exact.gather(1, following).mean().item(), (exact - coded).gather(1, following).mean().item()
     record_figure(
-        f"babyllama361-hf with KV in {codec.name}: next-token loss, divergence from full precision",
+        f"{name} with KV in {codec}: next-token loss, divergence from full precision",
         f"{loss:.4f} {lost:+.4f}, {divergence(exact, coded):.5f} nats",
     )
-    assert loss < 1.5, "the model did not learn this"
+    assert loss < 2, "the model did not learn this"
     assert abs(lost) < most_loss and divergence(exact, coded) < most_divergence
 
 
