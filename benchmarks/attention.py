@@ -2,11 +2,13 @@
 
     python -m benchmarks.attention
     python -m benchmarks.attention --dtype bfloat16 --repeats 9
+    python -m benchmarks.attention --kv-cache-dtype int8
 
 Decoding rows are measured in bytes of keys and values per second, beside a plain read of as many bytes; prompts in
 operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
 without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
-one batch. All take turns.
+one batch. All take turns. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
+numbers all the same.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import PagedAttention
 from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
+from headrace.compression.kv_codec import KV_CODECS, KVCodec
+from headrace.compression.kv_codes import encode
 from headrace.kernels.library import load, usable
 
 BLOCK_TOKENS = 32
@@ -69,27 +73,29 @@ CASES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", *KV_CODECS], default="auto")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, help="also write the result there, as JSON")
     arguments = parser.parse_args()
-    result = {**provenance(), "dtype": arguments.dtype, "cases": {}}
+    kept_in = {"dtype": arguments.dtype, "kv_cache_dtype": arguments.kv_cache_dtype}
+    result = {**provenance(), **kept_in, "cases": {}}
+    dtype, codec = getattr(torch, arguments.dtype), KV_CODECS.get(arguments.kv_cache_dtype)
     with torch.inference_mode():
         for case in CASES:
-            result["cases"][case.name] = _measure(case, getattr(torch, arguments.dtype), arguments.repeats)
+            result["cases"][case.name] = _measure(case, dtype, codec, arguments.repeats)
             print(case.name, json.dumps(result["cases"][case.name]), flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _measure(case: Case, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    num_columns = case.context // BLOCK_TOKENS + (case.context % BLOCK_TOKENS > 0)
-    places = (case.num_rows * num_columns, case.num_kv_heads, BLOCK_TOKENS, case.width)
-    pages = KVPages(keys=torch.randn(places).to(dtype), values=torch.randn(places).to(dtype), value_width=case.width)
+def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int) -> dict[str, float]:
+    num_blocks = case.num_rows * -(-case.context // BLOCK_TOKENS)
+    pages = _pages(case, num_blocks, dtype, codec)
     layout = RaggedLayout.build(
         block_tokens=BLOCK_TOKENS,
         starts=np.full(case.num_rows, case.context - case.num_queries),
         lengths=np.full(case.num_rows, case.num_queries),
-        block_table=np.random.default_rng(0).permutation(places[0]).reshape(case.num_rows, -1),
+        block_table=np.random.default_rng(0).permutation(num_blocks).reshape(case.num_rows, -1),
         device=torch.device("cpu"),
     )
     query = torch.randn(case.num_rows * case.num_queries, case.num_heads, case.width).to(dtype)
@@ -99,7 +105,9 @@ def _measure(case: Case, dtype: torch.dtype, repeats: int) -> dict[str, float]:
     }
     ways["torch"] = lambda: GroupedAttention().attend(query, pages, layout, rule)
     ways["sdpa"] = _sdpa(case, dtype)
-    ways["limit"] = _read(case, dtype) if case.num_queries == 1 else _multiply(case)
+    assert pages.values is not None
+    kv_bytes = case.num_rows * case.context * (pages.keys.nbytes + pages.values.nbytes) // (num_blocks * BLOCK_TOKENS)
+    ways["limit"] = _read(kv_bytes) if case.num_queries == 1 else _multiply(case)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(repeats + 1):
         for name, way in ways.items():
@@ -107,17 +115,25 @@ def _measure(case: Case, dtype: torch.dtype, repeats: int) -> dict[str, float]:
             way()
             if round_:  # the first brings in code and pages
                 seconds[name].append(time.perf_counter() - begin)
-    work = _kv_bytes(case, dtype) if case.num_queries == 1 else case.num_operations
-    rates = {name: work / statistics.median(values) / 1e9 for name, values in seconds.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    work = dict.fromkeys(ways, kv_bytes if case.num_queries == 1 else case.num_operations)
+    if case.num_queries == 1:
+        work["sdpa"] = 2 * case.num_rows * case.context * case.num_kv_heads * case.width * dtype.itemsize
+    rates = {name: work[name] / median / 1e9 for name, median in medians.items()}
     unit = "GB/s" if case.num_queries == 1 else "GFLOP/s"
     return {
         **{f"{name}, {unit}": round(rate, 2) for name, rate in rates.items()},
+        **{f"{name}, ms": round(1e3 * median, 3) for name, median in medians.items()},
         **({"share_of_limit": round(rates[usable()[0]] / rates["limit"], 3)} if usable() else {}),
     }
 
 
-def _kv_bytes(case: Case, dtype: torch.dtype) -> int:
-    return 2 * case.num_rows * case.context * case.num_kv_heads * case.width * dtype.itemsize
+def _pages(case: Case, num_blocks: int, dtype: torch.dtype, codec: KVCodec | None) -> KVPages:
+    places = (num_blocks, case.num_kv_heads, BLOCK_TOKENS, case.width)
+    keys, values = (torch.randn(places).to(dtype) for _ in range(2))
+    if codec is not None:
+        keys, values = encode(keys, codec), encode(values, codec)
+    return KVPages(keys=keys, values=values, value_width=case.width, codec=codec)
 
 
 def _sdpa(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -128,8 +144,8 @@ def _sdpa(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
     )
 
 
-def _read(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
-    numbers = torch.ones(_kv_bytes(case, dtype) // 8, dtype=torch.int64)
+def _read(num_bytes: int) -> Callable[[], Tensor]:
+    numbers = torch.ones(num_bytes // 8, dtype=torch.int64)
     return numbers.sum
 
 

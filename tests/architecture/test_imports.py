@@ -49,6 +49,7 @@ TORCH_FREE_MODULES = {
     "headrace.checkpoint.safetensors_reader",
     "headrace.checkpoint.safetensors_writer",
     "headrace.checkpoint.tensors",
+    "headrace.compression.kv_codec",
     "headrace.engine.memory_options",
     "headrace.engine.outputs",
     "headrace.engine.options",

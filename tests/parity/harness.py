@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend
+from headrace.compression.kv_codec import KVCodec
 from headrace.engine.engine import Engine, salt_and_restart
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor, Sampled, Sampler, Schedule, token_ids
@@ -74,6 +75,7 @@ class Shape:
     scarce: bool = False
     guessing_tokens: int = 0
     waits: frozenset[PointKind] = ALL_KINDS
+    codec: KVCodec | None = None
     products: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -158,7 +160,7 @@ def make_rig(
         num_micro_batches=shape.num_micro_batches,
         guessing_tokens=shape.guessing_tokens,
     )
-    pools = build_pools(table, num_blocks, shape.block_tokens, dtype, device)
+    pools = build_pools(table, num_blocks, shape.block_tokens, dtype, device, codec=shape.codec)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=shape.block_tokens,

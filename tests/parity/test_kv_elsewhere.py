@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from headrace.executor.kv_homes import AttendsAtHome, lay_out
-from headrace.executor.kv_stream import KVStream
-from headrace.executor.pools import build_pools
-from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
-from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.kv_cache.stores import HostStore
 from headrace.schedule.steps import serial_steps
-from headrace.storage.aligned import AlignedBuffer
-from headrace.storage.cuda_link import CudaLink
-from headrace.storage.folders import DiskTier
-from headrace.storage.link import Link
-from headrace.storage.scratch_file import ScratchFile
-from headrace.storage.simulated_device import SimulatedDevice, SimulatedLink
-from tests.late_runtime import LateRuntime
 from tests.parity.harness import (
     Rig,
     Row,
     Shape,
     crowded_rows,
     distinct_rows,
-    executor_of,
     generated,
     make_rig,
     sharing_rows,
     tiny_engine_model,
 )
+from tests.parity.placements import attention_layers, kv_elsewhere
 from tests.tiny_configs import TINY_CONFIGS
 
 ROWS = {"distinct": distinct_rows, "sharing": sharing_rows, "crowded": crowded_rows}
@@ -47,58 +34,7 @@ SHAPES = {
     "many micro-batches": Shape(num_micro_batches=3, sweep_tokens=23, block_tokens=4),
     "serial": Shape(num_micro_batches=2, sweep_tokens=64, schedule=serial_steps),
 }
-AT_HOME: dict[str, AttendsAtHome] = {
-    "always": lambda home, chunks, blocks: True,
-    "at times": lambda home, chunks, blocks: (home.offset + len(chunks) + len(blocks.blocks)) % 2 == 0,
-    "never": lambda home, chunks, blocks: False,
-}
 WITH_ATTENTION = [name for name in TINY_CONFIGS if name != "mamba2"]
-
-
-def attention_layers(table: LayerTable) -> list[int]:
-    return [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
-
-
-@contextmanager
-def kv_elsewhere(
-    rig: Rig,
-    table: LayerTable,
-    layers: list[int],
-    shape: Shape,
-    folder: Path,
-    tier: str = "disk",
-    at_home: str = "never",
-) -> Iterator[None]:
-    """Moves the KV of `layers` of a rig that has just been made to another tier, below memory or below a device."""
-    num_blocks = [pool.num_blocks for pool in rig.cache.pools]
-    device = torch.device("cpu")
-
-    link: Link = (
-        CudaLink(LateRuntime())
-        if "late" in tier
-        else SimulatedLink(SimulatedDevice(memory_bytes=1 << 30, bytes_per_second=2e10))
-    )
-
-    def open_store(num_bytes: int, is_aligned: bool) -> KVStore:
-        if "host" in tier:
-            return HostStore(link, num_bytes)
-        file = ScratchFile(DiskTier(folder=folder), what="KV cache", num_bytes=num_bytes, is_aligned=is_aligned)
-        return FileStore(file) if tier == "disk" else FileBehindLink(file, link)
-
-    homes = lay_out(table, layers, num_blocks, shape.block_tokens, torch.float32, open_store)
-    allocate = AlignedBuffer if tier == "disk" else link.device_memory
-    stream = KVStream(
-        homes, slab_blocks=max(num_blocks), device=device, allocate=allocate, attends_at_home=AT_HOME[at_home]
-    )
-    executor = executor_of(rig)
-    pools = build_pools(table, num_blocks, shape.block_tokens, torch.float32, device, frozenset(layers))
-    executor.contexts.__dict__["_pools"] = pools
-    rig.executor = replace(executor, kv=stream)
-    try:
-        yield
-    finally:
-        stream.close()
-        link.close()
 
 
 def assert_same_tokens(name: str, rig: Rig, rows: list[Row]) -> None:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from headrace.executor.block_moves import BlockMover, room_below
-from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.schedule.steps import serial_steps
 from headrace.scheduler.sweep import Sweep
-from headrace.storage.folders import DiskTier
-from headrace.storage.scratch_file import ScratchFile
 from tests.parity.harness import (
-    Rig,
     Row,
     Shape,
     crowded_rows,
-    executor_of,
     generated,
     make_prompt,
     make_rig,
     scattered_steps,
     tiny_engine_model,
 )
+from tests.parity.placements import moving
 from tests.tiny_configs import TINY_CONFIGS
 
 SHAPES = {
@@ -48,23 +40,6 @@ def crowded_rows_that_share(*, every: int = 0) -> list[Row]:
 
 
 ROWS = {"crowded": crowded_rows, "sharing": crowded_rows_that_share}
-
-
-@contextmanager
-def moving(rig: Rig, folder: Path) -> Iterator[None]:
-    """Gives a rig just made a tier below, with room for all that its rows have, shared blocks once for each."""
-    executor = executor_of(rig)
-    num_places = [4 * pool.num_blocks for pool in rig.cache.pools]
-    blocks = BlockBytes(executor.contexts._pools, len(num_places))
-    num_bytes = room_below(blocks, num_places)
-    file = ScratchFile(DiskTier(folder=folder), what="KV", num_bytes=num_bytes, is_aligned=blocks.is_aligned)
-    mover = BlockMover(blocks, num_places, file)
-    rig.cache.open_parking(num_places)
-    rig.executor = replace(executor, moves=mover)
-    try:
-        yield
-    finally:
-        mover.close()
 
 
 def check(name: str, rows: str, shape: Shape, folder: Path, *, every: int) -> None:

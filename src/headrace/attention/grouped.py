@@ -83,8 +83,11 @@ def _attend_tile(tile: _Tile, query: Tensor, pages: KVPages, rule: AttentionRule
     num_rows, num_kv_heads, width = len(tile.blocks), pages.keys.shape[1], query.shape[2]
     queries = query[tile.queries].float().mul_(rule.scale).view(num_rows, tile.num_queries, num_kv_heads, -1, width)
     queries = queries.permute(0, 2, 3, 1, 4).reshape(num_rows * num_kv_heads, -1, width)
-    keys = _gather(pages.keys, tile.blocks)
-    values = keys[..., : pages.value_width] if pages.values is None else _gather(pages.values, tile.blocks)
+    keys, values = pages.numbers(
+        _gather(pages.keys, tile.blocks),
+        None if pages.values is None else _gather(pages.values, tile.blocks),
+        width,
+    )
     scores = torch.bmm(queries, keys.transpose(1, 2))
     scores = scores.view(num_rows, num_kv_heads, -1, tile.num_queries, keys.shape[1])
     weights = rule.probabilities(scores, tile.hidden_by(rule), tile.key_positions)
@@ -95,15 +98,15 @@ def _attend_tile(tile: _Tile, query: Tensor, pages: KVPages, rule: AttentionRule
 
 
 def _gather(pages: Tensor, blocks: Tensor) -> Tensor:
-    """pages (N, K, S, D), blocks (R, B) -> (R * K, B * S, D) in fp32."""
-    num_kv_heads, block_tokens, width = pages.shape[1:]
+    """pages (N, K, S, C), blocks (R, B) -> (R * K, B * S, C)."""
+    num_kv_heads, block_tokens, num_columns = pages.shape[1:]
     if not pages.is_contiguous():  # records, each with its keys and values
         records = pages.index_select(0, blocks.reshape(-1)).view(*blocks.shape, *pages.shape[1:])
-        return records.transpose(1, 2).float().reshape(len(blocks) * num_kv_heads, -1, width)
+        return records.transpose(1, 2).reshape(len(blocks) * num_kv_heads, -1, num_columns)
     heads = torch.arange(num_kv_heads, device=blocks.device)
     rows = (blocks[:, None, :] * num_kv_heads + heads[None, :, None]).reshape(-1)
-    picked = pages.view(-1, block_tokens, width).index_select(0, rows)
-    return picked.view(len(blocks) * num_kv_heads, -1, width).float()
+    picked = pages.view(-1, block_tokens, num_columns).index_select(0, rows)
+    return picked.view(len(blocks) * num_kv_heads, -1, num_columns)
 
 
 def _tiles(

@@ -11,8 +11,10 @@ from torch import Tensor
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend, Integers, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
+from headrace.compression.kv_codec import KVCodec
 from headrace.kernels import attention as kernel
 from headrace.kernels.library import library
+from headrace.kernels.types import TYPES
 
 
 def best_attention() -> AttentionBackend:
@@ -30,7 +32,7 @@ class PagedAttention:
 
     def attend(self, query: Tensor, pages: KVPages, layout: RaggedLayout, rule: AttentionRule) -> Tensor:
         values = pages.keys if pages.values is None else pages.values
-        if rule.allowed is not None or not _is_known(query, pages.keys, values):
+        if rule.allowed is not None or not _is_known(query) or not _is_known(pages.keys, values, codec=pages.codec):
             return self._other.attend(query, pages, layout, rule)
         return kernel.attend(
             self._library,
@@ -38,6 +40,7 @@ class PagedAttention:
             pages.keys,
             values,
             value_width=pages.value_width,
+            code_bits=None if pages.codec is None else pages.codec.bits,
             starts=_whole(layout.starts),
             lengths=_whole(layout.lengths),
             query_starts=_whole(layout.query_starts),
@@ -50,9 +53,11 @@ class PagedAttention:
         )
 
 
-def _is_known(*tensors: Tensor) -> bool:
+def _is_known(*tensors: Tensor, codec: KVCodec | None = None) -> bool:
+    """Whether the library reads them: numbers of its types, or records of `codec`."""
     return all(
-        tensor.device.type == "cpu" and tensor.dtype in kernel.TYPES and tensor.stride(-1) == 1 for tensor in tensors
+        tensor.device.type == "cpu" and (tensor.dtype in TYPES or codec is not None) and tensor.stride(-1) == 1
+        for tensor in tensors
     )
 
 

@@ -1,7 +1,8 @@
 """Where the tokens of a packed micro-batch and their keys and values are.
 
 Shapes: T packed tokens, R chunks (one per sequence), B blocks of the longest table, N blocks of the pool,
-S slots per block, H query heads, K KV heads, D width of a key, V width of a value.
+S slots per block, H query heads, K KV heads, D width of a key, V width of a value, C elements of a page for one
+of these: its numbers, or the bytes of its record where there is a codec.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ import torch
 from torch import Tensor
 
 from headrace.attention.rule import AttentionRule
+from headrace.compression.kv_codec import KVCodec
+from headrace.compression.kv_codes import decode, encode
+from headrace.kernels.kv_write import write_codes
+from headrace.kernels.library import library
+from headrace.kernels.types import TYPES
 
 Integers = npt.NDArray[np.int64]
 
@@ -24,14 +30,16 @@ class KVPages:
     """One layer's part of the pool.
 
     Attributes:
-        keys: (N, K, S, D).
-        values: (N, K, S, V), or None where a value is the first `value_width` numbers of its key (MLA latents).
+        keys: (N, K, S, C).
+        values: (N, K, S, C), or None where a value is the first `value_width` numbers of its key (MLA latents).
         value_width: V.
+        codec: of keys and values. A latent and what remains of its key are two records, one behind the other.
     """
 
     keys: Tensor
     values: Tensor | None
     value_width: int
+    codec: KVCodec | None = None
 
     def write(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
         """Stores the micro-batch's new keys (T, K, D) and values (T, K, V) at `layout`'s places.
@@ -39,15 +47,60 @@ class KVPages:
         What a query must not see is multiplied by 0, which only finite values survive. So a value that is not finite is
         stored as 0, and its key as NaN: whoever sees it gets NaN, and nobody else.
         """
+        codec, found = self.codec, library()
+        if codec is not None and found is not None and self.keys.device.type == "cpu" and keys.dtype in TYPES:
+            write_codes(
+                found,
+                keys,
+                values,
+                key_pages=self.keys,
+                value_pages=self.values,
+                value_width=self.value_width,
+                blocks=layout.write_blocks,
+                slots=layout.write_offsets,
+                code_bits=codec.bits,
+            )
+        else:
+            self._write_plainly(keys, values, layout)
+
+    def _write_plainly(self, keys: Tensor, values: Tensor | None, layout: RaggedLayout) -> None:
         if values is None:
             latents, lost = _finite(keys[..., : self.value_width])
-            keys = torch.cat((latents, keys[..., self.value_width :] + lost), dim=-1)
+            stored = self._stored(latents, keys[..., self.value_width :] + lost)
         else:
             values, lost = _finite(values)
-            keys = keys + lost
-        self.keys[layout.write_blocks, :, layout.write_offsets] = keys.to(self.keys.dtype)
+            stored = self._stored(keys + lost)
+        self.keys[layout.write_blocks, :, layout.write_offsets] = stored
         if self.values is not None and values is not None:
-            self.values[layout.write_blocks, :, layout.write_offsets] = values.to(self.values.dtype)
+            self.values[layout.write_blocks, :, layout.write_offsets] = self._stored(values)
+
+    def numbers(self, keys: Tensor, values: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+        """Returns keys (..., D = `width`) and values (..., V) in fp32 for what was taken of both pages, (..., C) each.
+
+        Behind a row's last token a page may hold anything, of which codes can make NaN: as a value that is 0.
+        """
+        if self.codec is None:
+            wide = keys.float()
+            return wide, wide[..., : self.value_width] if values is None else values.float()
+        if values is not None:
+            return decode(keys, width, self.codec), _without_nan(decode(values, self.value_width, self.codec))
+        latent_bytes = self.codec.num_bytes(self.value_width)
+        latents = _without_nan(decode(keys[..., :latent_bytes], self.value_width, self.codec))
+        if width == self.value_width:
+            return latents, latents
+        rest = decode(keys[..., latent_bytes:], width - self.value_width, self.codec)
+        return torch.cat((latents, rest), dim=-1), latents
+
+    def _stored(self, *parts: Tensor) -> Tensor:
+        """(T, K, parts of the width) -> (T, K, C)."""
+        if self.codec is None:
+            numbers = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            return numbers.to(self.keys.dtype)
+        return torch.cat([encode(part, self.codec) for part in parts if part.shape[-1]], dim=-1)
+
+
+def _without_nan(values: Tensor) -> Tensor:
+    return values.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _finite(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,11 @@ class ReferenceAttention:
                 positions = positions[positions > start - rule.num_seen]
             blocks = torch.from_numpy(layout.block_table[row, positions // layout.block_tokens])
             offsets = torch.from_numpy(positions % layout.block_tokens)
-            keys = pages.keys[blocks, :, offsets]
-            values = keys[..., : pages.value_width] if pages.values is None else pages.values[blocks, :, offsets]
+            keys, values = pages.numbers(
+                pages.keys[blocks, :, offsets],
+                None if pages.values is None else pages.values[blocks, :, offsets],
+                query.shape[-1],
+            )
             chunk = query[first : first + length]
             outputs.append(_attend_one(chunk, keys, values, start, torch.from_numpy(positions), rule))
         return torch.cat(outputs)
@@ -32,10 +35,10 @@ class ReferenceAttention:
 def _attend_one(
     query: Tensor, keys: Tensor, values: Tensor, start: int, key_positions: Tensor, rule: AttentionRule
 ) -> Tensor:
-    """query (Q, H, D), keys (L, K, D), values (L, K, V) -> (Q, H, V)."""
+    """query (Q, H, D), keys (L, K, D) and values (L, K, V) in fp32 -> (Q, H, V)."""
     grouped = query.float().view(len(query), keys.shape[1], -1, query.shape[-1])
-    scores = torch.einsum("qkgd,lkd->kgql", grouped, keys.float()) * rule.scale
+    scores = torch.einsum("qkgd,lkd->kgql", grouped, keys) * rule.scale
     query_positions = torch.arange(start, start + len(query))
     hidden = ~rule.visible(query_positions[:, None], key_positions[None, :])
     weights = rule.probabilities(scores[None], hidden[None, None, None], key_positions[None])[0]
-    return torch.einsum("kgql,lkv->qkgv", weights, values.float()).flatten(1, 2).to(query.dtype)
+    return torch.einsum("kgql,lkv->qkgv", weights, values).flatten(1, 2).to(query.dtype)

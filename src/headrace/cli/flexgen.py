@@ -8,6 +8,7 @@
 --overlap false                     the plain serial schedule, which reads all weights for every micro-batch
 --pin-weight                        whether host memory is pinned; without a GPU there is nothing to pin
 --cpu-cache-compute                 the CPU attends over KV that lies on a GPU's host; without a GPU it does anyway
+--compress-cache                    --kv-cache-dtype int4, FlexGen's own form of it: groups of 64 along a head
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class FlexGenOptions(TypedDict, total=False):
     activations_on_device: float
     attend_on_host: bool
     disk: str
+    kv_cache_dtype: str
     max_num_seqs: int
     num_micro_batches: int
     overlap: bool
@@ -62,6 +64,7 @@ def add_flexgen_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cpu-cache-compute", action="store_true", default=None, help="attend on the CPU over KV that is in its memory"
     )
+    group.add_argument("--compress-cache", action="store_true", default=None, help="the same as --kv-cache-dtype int4")
 
 
 def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
@@ -88,6 +91,11 @@ def flexgen_options(args: argparse.Namespace) -> FlexGenOptions:
         found["overlap"] = args.overlap
     if args.pin_weight is not None and not _runs_on_cpu(args.device):
         found["pin_memory"] = args.pin_weight
+    if args.compress_cache:
+        _refuse_both(
+            "--compress-cache", "--kv-cache-dtype", None if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
+        )
+        found["kv_cache_dtype"] = "int4"
     if args.cpu_cache_compute and not _runs_on_cpu(args.device):
         found["attend_on_host"] = True
     return found

@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "bfloat16", "float16", "float32"),
         help="type to run in (default: auto, the checkpoint's own)",
     )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        default="auto",
+        choices=("auto", "int8", "int4"),
+        help="what keys and values are kept in (default: auto, the type that the model runs in)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, CUDA where there is one)")
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON; sizes in bytes, times in seconds"
@@ -43,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report and returns the exit status: 0, also for a model that cannot be run."""
+    from headrace.compression.kv_codec import KV_CODECS
     from headrace.models.choices import choose_device, choose_dtype
     from headrace.models.locate import locate_model
     from headrace.planner.inspection import inspect_model
@@ -52,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         locate_model(args.model, args.revision),
         dtype=choose_dtype(args.dtype),
         device=choose_device(args.device),
+        codec=KV_CODECS.get(args.kv_cache_dtype),
     )
     print(json.dumps(dataclasses.asdict(report), indent=2) if args.json else "\n".join(_lines(report)))
     return 0
@@ -113,7 +121,8 @@ def _kv(report: ModelReport) -> str:
     per_token, further = report.kv_bytes_per_token or 0, report.kv_bytes_per_further_token or 0
     windows = "" if per_token == further else f", {format_bytes(further)} beyond its windows"
     state = f", state {format_bytes(report.state_bytes_per_row)} per row" if report.state_bytes_per_row else ""
-    return f"{format_bytes(per_token)} per token{windows}{state}"
+    kept_in = f" in {report.kv_cache_dtype}" if per_token else ""
+    return f"{format_bytes(per_token)} per token{kept_in}{windows}{state}"
 
 
 def _tokenizer(report: ModelReport) -> str:

@@ -27,6 +27,7 @@ _MODEL_OPTIONS = (
     "disk",
     "disk_bandwidth",
     "load_format",
+    "kv_cache_dtype",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -90,6 +91,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, speculates: bool = Tru
         default="auto",
         choices=("auto", "dummy"),
         help="dummy: random weights from the configuration alone, for measurements",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        default="auto",
+        choices=("auto", "int8", "int4"),
+        help="keep keys and values in codes of 8 or 4 bits, in about half or a quarter of the memory of bfloat16; "
+        "answers differ (default: auto, the type that the model runs in)",
     )
     group.add_argument("--max-model-len", type=whole_number(1), metavar="N", help="context to use, in tokens")
     group.add_argument("--max-num-seqs", type=whole_number(1), metavar="N", help="sequences that run at once")
@@ -230,7 +238,7 @@ def open_model(
     if given["max_num_seqs"] is None:
         given["max_num_seqs"] = max_num_seqs
     if in_full_precision:
-        given["quantization"] = "none"
+        given.update(quantization="none", kv_cache_dtype="auto")
     return LLM(
         args.model,
         expected_rows=expected_rows,

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import torch
 
+from headrace.compression.kv_codec import KVCodec
 from headrace.compression.weight_codecs import WeightCodec
 from headrace.engine.below import open_scratch_file
 from headrace.engine.host_attention import attends_at_home, never
@@ -19,7 +20,6 @@ from headrace.engine.streaming import hold_on_host
 from headrace.engine.tiers import Tiers
 from headrace.executor.kv_homes import AttendsAtHome, LayerHome, lay_out
 from headrace.executor.kv_stream import NUM_SLABS, KVStream
-from headrace.executor.pools import page_shape
 from headrace.kv_cache.slab import BlockRecord, slab_bytes
 from headrace.kv_cache.stores import FileBehindLink, FileStore, HostStore, KVStore
 from headrace.models.layer_image import LayerImage
@@ -103,7 +103,7 @@ def divide(
     table, budget = placed.model.table, tiers.device_budget
     points = [] if streams is None else list(streams.parts.images)
     kv_layers = [index for index, layer in enumerate(table.layers) if isinstance(layer.memory, AttentionSpec)]
-    records = [_record(placed, layer, block_tokens, dtype) for layer in kv_layers]
+    records = [_record(table, layer, options, block_tokens, dtype) for layer in kv_layers]
     slab_blocks = _slab_blocks(records, budget.free_bytes, sweep.context_tokens, block_tokens)
     all_slab_bytes = NUM_SLABS * slab_bytes(slab_blocks, set(records)) if records else 0
     room = _room_below(tiers, all_slab_bytes)
@@ -146,7 +146,13 @@ def divide(
 
 
 def move_kv_below(
-    placed: PlacedModel, tiers: Tiers, kv: KVBelow, cache: CachePlan, block_tokens: int, dtype: torch.dtype
+    placed: PlacedModel,
+    tiers: Tiers,
+    kv: KVBelow,
+    cache: CachePlan,
+    block_tokens: int,
+    dtype: torch.dtype,
+    codec: KVCodec | None,
 ) -> None:
     """Takes the room below, and makes micro-batches wait at the attention of the layers whose KV lies there.
 
@@ -167,7 +173,7 @@ def move_kv_below(
     homes: dict[int, LayerHome] = {}
     for layers, open_store in ((kv.on_host, on_host), (kv.on_disk, on_disk)):
         if layers:
-            homes |= lay_out(placed.model.table, layers, cache.num_blocks, block_tokens, dtype, open_store)
+            homes |= lay_out(placed.model.table, layers, cache.num_blocks, block_tokens, dtype, open_store, codec)
     placed.kv = KVStream(
         homes,
         slab_blocks=kv.slab_blocks,
@@ -236,7 +242,12 @@ def _row_demand(
     num_blocks = -(-typical // block_tokens)
     kv_layer_bytes = [num_blocks * record.num_bytes for record in records]
     all_bytes = row_bytes(
-        table=table, dtype_bytes=dtype.itemsize, block_tokens=block_tokens, sweep=sweep, num_tokens=typical
+        table=table,
+        dtype_bytes=dtype.itemsize,
+        block_tokens=block_tokens,
+        options=options,
+        sweep=sweep,
+        num_tokens=typical,
     )
     return {
         "kv_layer_bytes": kv_layer_bytes,
@@ -254,8 +265,10 @@ def _kv_on_host(below: Sequence[int], num_layers: int, share: float | None, tier
     return frozenset(below[index] for index in spread(len(below), count))
 
 
-def _record(placed: PlacedModel, layer: int, block_tokens: int, dtype: torch.dtype) -> BlockRecord:
-    shape = page_shape(placed.model.table.attention_of(layer))
+def _record(
+    table: LayerTable, layer: int, options: EngineOptions, block_tokens: int, dtype: torch.dtype
+) -> BlockRecord:
+    shape = table.attention_of(layer).page_shape(options.kv_codec)
     return BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
 
 

@@ -58,7 +58,9 @@ def attends_at_home(
     if options.attend_on_host:
         return always
     assert tiers.link is not None, "without a device there is no host to attend instead"
-    decode, prefill = measure_attention(torch.device("cpu"), dtype, shape, kv_bytes=_MEASURED_BYTES)
+    decode, prefill = measure_attention(
+        torch.device("cpu"), dtype, shape, codec=options.kv_codec, kv_bytes=_MEASURED_BYTES
+    )
     rates = AttentionRates(
         link=tiers.link.bytes_per_second,
         host_bytes=decode.kv_bytes_per_second,

@@ -142,6 +142,7 @@ def start(
         weights=placed.weights,
         experts=placed.experts,
         products=multiplying,
+        codec=options.kv_codec,
     )
     with torch.inference_mode():
         # The first run brings in code and caches, which stay; only the second shows what a sweep takes for itself.
@@ -182,8 +183,8 @@ def start(
             elsewhere_bytes=below.num_bytes,
         )
         if below.layers:
-            move_kv_below(placed, tiers, below, cache, BLOCK_TOKENS, dtype)
-        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, tiers.device, below.layers)
+            move_kv_below(placed, tiers, below, cache, BLOCK_TOKENS, dtype, options.kv_codec)
+        pools = build_pools(table, cache.num_blocks, BLOCK_TOKENS, dtype, tiers.device, below.layers, options.kv_codec)
     contexts = ContextBuilder(
         groups=table.groups,
         block_tokens=BLOCK_TOKENS,
@@ -201,7 +202,7 @@ def start(
         description=_describe(options, weights, dtype, placed, sweep, cache, below, tiers)
         + slow_dtype_note(dtype, tiers.device)
         + _ignored_note(engine.defaults),
-        work=model_work(weights, table, dtype=dtype, device=tiers.device),
+        work=model_work(weights, table, dtype=dtype, device=tiers.device, kv_codec=options.kv_codec),
         host=tiers.host_budget,
         device=tiers.device_budget,
     )
@@ -363,9 +364,12 @@ def _describe(
     places = (("host", below.on_host), ("disk", below.on_disk))
     elsewhere = ", ".join(f"{len(layers)} on {tier}" for tier, layers in places if layers)
     kv = f" (and, of {len(table.layers)} layers, {elsewhere})" if elsewhere else ""
+    name = str(dtype).removeprefix("torch.")
+    kept_in = options.kv_codec.name if options.kv_codec else name
     return (
         f"{options.model}: {table.model_type}, {_describe_precision(weights, dtype)} on {tiers}; "
-        f"weights {format_bytes(weights.num_bytes)}{streamed}, KV cache {format_bytes(cache.kv_bytes)}{kv}, "
+        f"weights {format_bytes(weights.num_bytes)}{streamed}, "
+        f"KV cache {format_bytes(cache.kv_bytes)} in {kept_in}{kv}, "
         f"{budget.option} {format_bytes(budget.limit_bytes)}; context {cache.max_model_len:,} tokens, "
         f"{sweep.max_num_seqs} rows and {sweep.max_num_batched_tokens:,} tokens at a time"
     )

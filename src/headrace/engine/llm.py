@@ -48,6 +48,7 @@ class LLM:
         offload_folder: str | Path | None = None,
         disk_bandwidth: str | float | None = None,
         load_format: str = "auto",
+        kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
@@ -89,6 +90,8 @@ class LLM:
             offload_folder: transformers' spelling of `disk`.
             disk_bandwidth: bytes per second, or a rate such as `1GB/s`, at which streamed weights are read at most.
             load_format: `auto`, or `dummy` for random weights from a configuration alone.
+            kv_cache_dtype: how keys and values are kept: `auto`, in the model's dtype, or in codes of `int8` or `int4`,
+                which take 53 % or 28 % of what bfloat16 takes in heads of 64 numbers, and change tokens.
             max_model_len: tokens of prompt and answer together; the model's own limit by default, or what fits.
             max_num_seqs: rows that run at a time.
             max_num_batched_tokens: tokens of one sweep.
@@ -134,6 +137,7 @@ class LLM:
                 disk=given["disk"],
                 disk_bytes_per_second=parse_rate(disk_bandwidth) if isinstance(disk_bandwidth, str) else disk_bandwidth,
                 load_format=load_format,
+                kv_cache_dtype=kv_cache_dtype,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,

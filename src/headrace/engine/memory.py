@@ -96,11 +96,17 @@ def smallest_bytes(
         kv_below: KV may lie below the device, but for that of the layers that are attended over.
 
     Raises:
-        OptionError: `max_model_len` is beyond what the model was made for.
+        OptionError: `max_model_len` is beyond what the model was made for, or `kv_cache_dtype` given to one without KV.
     """
     num_tokens, context = SMALLEST_SWEEP_TOKENS, needed_context(table, options)
     attention = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
+    if options.kv_codec is not None and not attention:
+        raise OptionError(
+            f"kv_cache_dtype is {options.kv_cache_dtype}, but a model of type {table.model_type} keeps no keys and "
+            "values; leave it out"
+        )
     widest = max((spec.num_kv_heads * (spec.key_width + spec.value_width) for spec in attention), default=0)
+    token_bytes = max((spec.token_bytes(dtype_bytes, options.kv_codec) for spec in attention), default=0)
     num_heads = max((table.hidden_size // spec.key_width + 1 for spec in attention), default=0)
     activations = 4 * num_tokens * 32 * table.hidden_size + 4 * context * (widest + 2 * num_heads * num_tokens)
     states = max(
@@ -109,10 +115,10 @@ def smallest_bytes(
     )
     activations += _STATE_COPIES * num_tokens * states
     logits = 8 * num_tokens * table.vocab_size + min(_SAMPLING_BYTES, 32 * num_tokens * table.vocab_size)
-    kv = _planner(table, dtype_bytes, block_tokens, num_tokens).bytes_for(1, context)
+    kv = _planner(table, dtype_bytes, block_tokens, num_tokens, options).bytes_for(1, context)
     if kv_below and options.kv_on_device is None:
-        rest = _planner(table, dtype_bytes, block_tokens, num_tokens, _attention_layers(table)).bytes_for(1, context)
-        kv = min(kv, rest + NUM_SLABS * (context + block_tokens) * widest * dtype_bytes)
+        rest = _planner(table, dtype_bytes, block_tokens, num_tokens, options, _attention_layers(table))
+        kv = min(kv, rest.bytes_for(1, context) + NUM_SLABS * (context + block_tokens) * token_bytes)
     return LIBRARY_BYTES + activations + logits + kv
 
 
@@ -140,7 +146,7 @@ def plan_sweep(
         OptionError: `max_model_len` is beyond what the model was made for.
     """
     wanted_context, least_context = _wanted_context(table, options), needed_context(table, options)
-    smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS)
+    smallest = _planner(table, dtype_bytes, block_tokens, SMALLEST_SWEEP_TOKENS, options)
     useful_context = max(least_context, min(wanted_context, TYPICAL_TOKENS))
     num_spare = _SPARE_LOGITS if is_streamed and options.speculate else 0
     micro_batch, num_seqs, num_logits, measured = _choose_sweep(budget, options, probe, useful_context, num_spare)
@@ -197,7 +203,7 @@ def plan_cache(
         BudgetError: that is too little for a row of the shortest useful context.
     """
     least_context = needed_context(table, options)
-    planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, elsewhere)
+    planner = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, options, elsewhere)
     budget.require(f"the KV of a row of {least_context} tokens", planner.bytes_for(1, least_context))
     context = planner.longest_sequence(budget.free_bytes, sweep.context_tokens)
     typical = typical_tokens(options)
@@ -208,7 +214,8 @@ def plan_cache(
         max_tokens=context,
     )
     if elsewhere:
-        there = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, _others(table, elsewhere))
+        others = _others(table, elsewhere)
+        there = _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, options, others)
         context = there.longest_sequence(elsewhere_bytes, context)
         most = there.split(
             elsewhere_bytes,
@@ -233,9 +240,17 @@ def needed_context(table: LayerTable, options: EngineOptions) -> int:
     return wanted if options.max_model_len is not None else min(wanted, _SHORTEST_CONTEXT)
 
 
-def row_bytes(*, table: LayerTable, dtype_bytes: int, block_tokens: int, sweep: SweepPlan, num_tokens: int) -> int:
+def row_bytes(
+    *,
+    table: LayerTable,
+    dtype_bytes: int,
+    block_tokens: int,
+    options: EngineOptions,
+    sweep: SweepPlan,
+    num_tokens: int,
+) -> int:
     """Returns what the KV of one row of `num_tokens` takes."""
-    return _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens).bytes_for(1, num_tokens)
+    return _planner(table, dtype_bytes, block_tokens, sweep.max_num_batched_tokens, options).bytes_for(1, num_tokens)
 
 
 def _waiting_bytes(table: LayerTable, dtype_bytes: int) -> int:
@@ -279,13 +294,14 @@ def _planner(
     dtype_bytes: int,
     block_tokens: int,
     sweep_tokens: int,
+    options: EngineOptions,
     elsewhere: frozenset[int] = frozenset(),
 ) -> PoolPlanner:
     """Returns a planner of what blocks take in all layers but those in `elsewhere`."""
     demands = []
     for group in table.groups:
         share = 1 - len(elsewhere.intersection(group.layers)) / len(group.layers)
-        num_bytes = round(share * table.block_bytes(group, block_tokens, dtype_bytes))
+        num_bytes = round(share * table.block_bytes(group, block_tokens, dtype_bytes, options.kv_codec))
         demands.append(GroupDemand(group=group, block_bytes=num_bytes + BOOKKEEPING_BYTES))
     return PoolPlanner(demands=demands, block_tokens=block_tokens, sweep_tokens=sweep_tokens)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
+from headrace.compression.kv_codec import KVCodec
 from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable
 from headrace.models.weight_map import ParameterSource, WeightMap, torch_dtype_name
 
@@ -32,6 +32,7 @@ class ModelWork:
         device: that computes, as torch names it.
         dtype: of the arithmetic.
         kv_number_bytes: of a number in the KV cache.
+        kv_codec: that keys and values are kept in; None: as such numbers.
         weight_bytes: of layers without their routed experts, and of the head.
         layer_weights, head_weights: how many weights a token is multiplied with in the layers, and in the head.
         experts: the routed ones, of each layer that has any.
@@ -44,6 +45,7 @@ class ModelWork:
     weight_bytes: int
     layer_weights: int
     head_weights: int
+    kv_codec: KVCodec | None = None
     experts: tuple[ExpertWeights, ...] = ()
 
     def sweep_bytes(self, num_tokens: int) -> float:
@@ -53,7 +55,7 @@ class ModelWork:
 
     def kv_bytes(self, num_tokens: int) -> int:
         """Returns the bytes of KV and states that the last of a row's `num_tokens` tokens reads."""
-        return self.table.kv_bytes(num_tokens, self.kv_number_bytes)
+        return self.table.kv_bytes(num_tokens, self.kv_number_bytes, self.kv_codec)
 
     def operations(self, num_tokens: int, num_logits: int) -> float:
         """Returns the operations of a row's first `num_tokens` tokens, of which `num_logits` pass the head.
@@ -70,7 +72,14 @@ class ModelWork:
         return products + attention
 
 
-def model_work(weights: WeightMap, table: LayerTable, *, dtype: torch.dtype, device: torch.device) -> ModelWork:
+def model_work(
+    weights: WeightMap,
+    table: LayerTable,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    kv_codec: KVCodec | None = None,
+) -> ModelWork:
     """Returns the work of a model with these weights."""
     head = list(weights.in_group("head"))
     if any(weights.parameters[source].group == "embedding" for source in weights.tied.values()):
@@ -94,6 +103,7 @@ def model_work(weights: WeightMap, table: LayerTable, *, dtype: torch.dtype, dev
         weight_bytes=_num_bytes(shared) + _num_bytes(head),
         layer_weights=_num_weights(shared),
         head_weights=_num_weights(head),
+        kv_codec=kv_codec,
         experts=tuple(experts),
     )
 
@@ -104,7 +114,7 @@ def _num_bytes(sources: Iterable[ParameterSource]) -> int:
 
 def _num_weights(sources: Iterable[ParameterSource]) -> int:
     """Numbers that take part in products: vectors, such as norms and biases, do not."""
-    return sum(prod(source.shape) for source in sources if len(source.shape) > 1)
+    return sum(source.num_numbers for source in sources if len(source.shape) > 1)
 
 
 def _num_pairs(num_tokens: int, window: int | None) -> int:

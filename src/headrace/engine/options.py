@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from headrace.compression.kv_codec import KV_CODECS, KVCodec
 from headrace.errors import OptionError
 
 LoadFormat = Literal["auto", "dummy"]
 Quantization = Literal["none", "int8", "int8-outliers", "int4"]
+KVCacheDtype = Literal["auto", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,7 @@ class EngineOptions:
     disk: str | None = None
     disk_bytes_per_second: float | None = None
     load_format: str = "auto"
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -52,9 +55,15 @@ class EngineOptions:
         """Whether not all weights shall be on the device, even if they fit."""
         return self.weights_on_device is not None and self.weights_on_device < 1
 
+    @property
+    def kv_codec(self) -> KVCodec | None:
+        """What keys and values are kept in; None: in the model's dtype."""
+        return KV_CODECS.get(self.kv_cache_dtype)
+
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
         _check_choice("quantization", self.quantization, get_args(Quantization))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         for name in (
             "max_model_len",
             "max_num_seqs",

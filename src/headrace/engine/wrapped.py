@@ -53,6 +53,7 @@ def wrap(
     expected_rows: int | None = None,
     weights_on_device: float | None = None,
     kv_on_device: float | None = None,
+    kv_cache_dtype: str = "auto",
     chat_template: str | Path | None = None,
     trace: str | Path | None = None,
 ) -> LLM:
@@ -100,6 +101,7 @@ def wrap(
         expected_rows=expected_rows,
         weights_on_device=weights_on_device,
         kv_on_device=kv_on_device,
+        kv_cache_dtype=kv_cache_dtype,
         chat_template=chat_template,
         trace=trace,
     )

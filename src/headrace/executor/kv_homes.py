@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from headrace.attention.ragged import KVPages
-from headrace.executor.pools import page_shape
+from headrace.compression.kv_codec import KVCodec
 from headrace.kv_cache.local_blocks import LocalBlocks
 from headrace.kv_cache.slab import BlockRecord
 from headrace.kv_cache.stores import KVStore
@@ -40,15 +40,17 @@ def lay_out(
     block_tokens: int,
     dtype: torch.dtype,
     open_store: Callable[[int, bool], KVStore],
+    codec: KVCodec | None = None,
 ) -> dict[int, LayerHome]:
     """Gives each of `layers`, all of them attention layers, its place in one store.
 
     Args:
         open_store: makes a store of so many bytes; the second argument says whether all pieces will be page-aligned.
+        codec: of keys and values; None: they are kept in `dtype`.
     """
     group_of, places, end = table.group_of(), [], 0
     for layer in sorted(layers):
-        shape = page_shape(table.attention_of(layer))
+        shape = table.attention_of(layer).page_shape(codec)
         record = BlockRecord(shape=shape, block_tokens=block_tokens, dtype=dtype)
         places.append((layer, end, record))
         end += pages_above(num_blocks[group_of[layer]] * record.num_bytes)

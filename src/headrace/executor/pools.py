@@ -7,7 +7,9 @@ from functools import partial
 
 import torch
 
-from headrace.kv_cache.pools import KVPools, PageShape, SlotShape
+from headrace.compression.kv_codec import KVCodec
+from headrace.kv_cache.page_shape import PageShape
+from headrace.kv_cache.pools import KVPools, SlotShape
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
 from headrace.storage.zero_pages import zero_pages
 
@@ -19,15 +21,17 @@ def build_pools(
     dtype: torch.dtype,
     device: torch.device,
     elsewhere: frozenset[int] = frozenset(),
+    codec: KVCodec | None = None,
 ) -> KVPools:
     """Allocates `num_blocks` blocks (slots, for state groups) for each group of `table`.
 
     Args:
         elsewhere: layers whose KV is not kept here.
+        codec: of keys and values; None: they are kept in `dtype`.
     """
     group_of = table.group_of()
     layers = [
-        (group_of.get(index), None if index in elsewhere or layer.memory is None else memory_shape(layer.memory))
+        (group_of.get(index), None if index in elsewhere or layer.memory is None else memory_shape(layer.memory, codec))
         for index, layer in enumerate(table.layers)
     ]
     return KVPools(
@@ -39,18 +43,8 @@ def build_pools(
     )
 
 
-def memory_shape(memory: AttentionSpec | StateSpec) -> PageShape | SlotShape:
+def memory_shape(memory: AttentionSpec | StateSpec, codec: KVCodec | None) -> PageShape | SlotShape:
     """Returns what a layer keeps of each block or sequence."""
     if isinstance(memory, StateSpec):
         return SlotShape(conv_shape=memory.conv_shape, recurrent_shape=memory.recurrent_shape)
-    return page_shape(memory)
-
-
-def page_shape(memory: AttentionSpec) -> PageShape:
-    """Returns what an attention layer keeps of each token."""
-    return PageShape(
-        num_kv_heads=memory.num_kv_heads,
-        key_width=memory.key_width,
-        value_width=memory.value_width,
-        latent=memory.latent,
-    )
+    return memory.page_shape(codec)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.attention.ragged import AttentionBackend
+from headrace.compression.kv_codec import KVCodec
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor, Sampled
 from headrace.executor.expert_stream import Experts, ResidentExperts
@@ -60,6 +61,7 @@ class ActivationProbe:
         weights, experts: where the layers' weights come from.
         points: the model's points that have weights or experts that are brought, in order.
         products: entered while forwards run.
+        codec: of keys and values.
     """
 
     model: EngineModel
@@ -71,6 +73,7 @@ class ActivationProbe:
     weights: Weights = field(default_factory=ResidentWeights)
     experts: Experts = field(default_factory=ResidentExperts)
     products: AbstractContextManager[object] = field(default_factory=nullcontext)
+    codec: KVCodec | None = None
 
     def measure(self, num_tokens: int, num_sequences: int) -> ActivationPeak:
         """Returns what to reserve for sweeps of up to `num_tokens` tokens that sample up to `num_sequences` rows.
@@ -122,7 +125,7 @@ class ActivationProbe:
         contexts = ContextBuilder(
             groups=table.groups,
             block_tokens=self.block_tokens,
-            pools=build_pools(table, sizes, self.block_tokens, self.dtype, self.device),
+            pools=build_pools(table, sizes, self.block_tokens, self.dtype, self.device, codec=self.codec),
             attention=self.attention,
             device=self.device,
             skipped_layers=skipped,

@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "codes.h"
 #include "floats.h"
 
 namespace headrace {
@@ -53,13 +54,6 @@ struct Work {
 };
 
 // ---- queries in, results out ----------------------------------------------------------------------------------------
-
-template <class Element>
-void widen_row(const Element *from, int width, float *to) {
-    int d = 0;
-    for (; d + LANES <= width; d += LANES) store(to + d, load(from + d));
-    for (; d < width; d++) to[d] = widened(from[d]);
-}
 
 int64_t packed_row(const Attention &call, const Work &work, int query) {
     int64_t token = call.query_starts[work.row] + work.first_token + query / work.heads();
@@ -127,31 +121,50 @@ struct Paged {
     const Element *pages;
     const int64_t *strides, *table;
     int block_tokens, width;
+    int border;        // numbers of the first record; those behind it are another one
+    int row_elements;  // of the pages
 
-    Paged(const Attention &call, const Work &work, const void *pages, const int64_t *strides, int width)
+    Paged(const Attention &call, const Work &work, const void *pages, const int64_t *strides, int width, int border)
         : pages(static_cast<const Element *>(pages) + work.kv_head * strides[1]),
           strides(strides),
           table(call.block_table + work.row * call.table_width),
           block_tokens(call.block_tokens),
-          width(width) {}
+          width(width),
+          border(border),
+          row_elements(Stored<Element>::elements(border) + Stored<Element>::elements(width - border)) {}
 
     const Element *at(int position) const {
         return pages + table[position / block_tokens] * strides[0] + position % block_tokens * strides[2];
     }
-    // Whether a tile is one piece of a page, whose rows fill whole registers.
-    bool whole_tiles() const { return block_tokens % TILE_KEYS == 0 && width % LANES == 0; }
+    // Whether a tile is one piece of a page.
+    bool whole_tiles() const { return block_tokens % TILE_KEYS == 0; }
+    // Whether its rows are numbers that fill whole registers.
+    bool readable_in_place() const { return !CODED<Element> && whole_tiles() && width % LANES == 0; }
     Rows<Element> in_place(int begin) const { return {at(begin), strides[2]}; }
     Ahead ahead(int begin, int stop) const {
         if (begin >= stop || !whole_tiles()) return {};
         const int64_t size = sizeof(Element);
-        return {reinterpret_cast<const char *>(at(begin)), strides[2] * size, static_cast<int>(width * size)};
+        return {reinterpret_cast<const char *>(at(begin)), strides[2] * size, static_cast<int>(row_elements * size)};
     }
     Rows<float> widened(int begin, int first, int stop, float *to, int row_width) const {
-        for (int position = first; position < stop; position++)
-            widen_row(at(position), width, to + (position - begin) * row_width);
+        for (int position = first; position < stop; position++) {
+            const Element *row = at(position);
+            float *target = to + (position - begin) * row_width;
+            widen_row(row, border, target);
+            if (border < width) widen_row(row + Stored<Element>::elements(border), width - border, target + border);
+        }
         return {to, row_width};
     }
 };
+
+// Gives `use` the keys or values first <= position < stop of the tile that begins at `begin`: where they lie, or widened.
+template <class Element, class Use>
+void with_rows(const Paged<Element> &paged, bool in_place, int begin, int first, int stop, float *to, int row_width, Use use) {
+    if constexpr (!CODED<Element>) {
+        if (in_place) return use(paged.in_place(begin));
+    }
+    use(paged.widened(begin, first, stop, to, row_width));
+}
 
 // ---- scores ---------------------------------------------------------------------------------------------------------
 
@@ -277,31 +290,26 @@ void add_all_values(Tile &tile, Rows<Element> values, const float *factors, int 
 
 template <class Element>
 void attend(const Attention &call, const Work &work, Tile &tile) {
-    const Paged<Element> keys(call, work, call.keys, call.key_strides, call.key_width);
-    const Paged<Element> values(call, work, call.values, call.value_strides, call.value_width);
+    const Paged<Element> keys(call, work, call.keys, call.key_strides, call.key_width, call.key_border);
+    const Paged<Element> values(call, work, call.values, call.value_strides, call.value_width, call.value_width);
     const int start = static_cast<int>(call.starts[work.row]);
     const int oldest = start + work.first_token, newest = start + work.stop_token - 1;  // positions of the queries
     const int lowest = call.window ? std::max(0, oldest - call.window + 1) : 0;
     const bool few = tile.num_queries < WIDENED_FOR || sizeof(Element) == sizeof(float);
-    const bool in_place = few && keys.whole_tiles() && values.whole_tiles();
+    const bool in_place = few && keys.readable_in_place() && values.readable_in_place();
     float factors[TILE_QUERIES];
     for (int begin = lowest / TILE_KEYS * TILE_KEYS; begin <= newest; begin += TILE_KEYS) {
         const int first = std::max(begin, lowest), stop = std::min(begin + TILE_KEYS, newest + 1);
         const Ahead then_values = values.ahead(begin, stop), then_keys = keys.ahead(begin + TILE_KEYS, newest + 1);
-        if (in_place)
-            score(tile, keys.in_place(begin), then_values);
-        else
-            score(tile, keys.widened(begin, first, stop, tile.keys, tile.key_width), then_values);
+        with_rows(keys, in_place, begin, first, stop, tile.keys, tile.key_width,
+                  [&](auto rows) { score(tile, rows, then_values); });
         for (int q = 0; q < tile.num_queries; q++) {
             const int position = oldest + q / work.heads();
             const int sees = call.window ? std::max(lowest, position - call.window + 1) : 0;
             factors[q] = weigh(call, tile, q, work.first_head + q % work.heads(), begin, sees - begin, position + 1 - begin);
         }
-        if (in_place)
-            add_all_values(tile, values.in_place(begin), factors, stop - begin, then_keys);
-        else
-            add_all_values(tile, values.widened(begin, first, stop, tile.values, tile.value_width), factors, stop - begin,
-                           then_keys);
+        with_rows(values, in_place, begin, first, stop, tile.values, tile.value_width,
+                  [&](auto rows) { add_all_values(tile, rows, factors, stop - begin, then_keys); });
     }
 }
 
@@ -339,6 +347,8 @@ void attend_over(const Attention &call) {
         case FLOAT32: return attend_all<Query, float>(call);
         case BFLOAT16: return attend_all<Query, bfloat16>(call);
         case FLOAT16: return attend_all<Query, float16>(call);
+        case INT8: return attend_all<Query, Code<8>>(call);
+        case INT4: return attend_all<Query, Code<4>>(call);
     }
 }
 

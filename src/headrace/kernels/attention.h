@@ -9,8 +9,8 @@ namespace headrace {
 struct Attention {
     const void *query;   // (T, H, D)
     void *output;        // (T, H, V), of the query's type
-    const void *keys;    // (blocks, K, S, D)
-    const void *values;  // (blocks, K, S, V)
+    const void *keys;    // (blocks, K, S, D), or records of D numbers
+    const void *values;  // (blocks, K, S, V), or records of V numbers
     int64_t key_strides[3], value_strides[3];              // of block, head and slot, in elements
     const int64_t *starts, *lengths, *query_starts;        // (R): position, number and place of a row's tokens
     const int64_t *block_table;                            // (R, table_width); -1 where no token is seen
@@ -19,6 +19,7 @@ struct Attention {
     int64_t table_width, bias_stride;                      // bias_stride: a multiple of 32
     int32_t query_type, kv_type;
     int32_t num_rows, num_heads, num_kv_heads, key_width, value_width, block_tokens;
+    int32_t key_border;                                    // a key is a record of so many numbers, and one of the others
     int32_t window;                                        // 0: none
     int32_t num_threads;
     float scale, softcap;                                  // softcap 0: none

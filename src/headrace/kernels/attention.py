@@ -12,6 +12,8 @@ from torch import Tensor
 
 from headrace.kernels.types import TYPES
 
+CODE_TYPES = {8: 3, 4: 4}
+"""By the bits of a code."""
 BIAS_MULTIPLE = 32
 """The library reads a bias in whole tiles of so many keys."""
 
@@ -25,7 +27,8 @@ class _Attention(Structure):
         *((name, c_void_p) for name in ("starts", "lengths", "query_starts", "block_table", "bias", "sinks")),
         *((name, c_int64) for name in ("table_width", "bias_stride")),
         *((name, c_int32) for name in ("query_type", "kv_type", "num_rows", "num_heads", "num_kv_heads")),
-        *((name, c_int32) for name in ("key_width", "value_width", "block_tokens", "window", "num_threads")),
+        *((name, c_int32) for name in ("key_width", "value_width", "block_tokens", "key_border", "window")),
+        ("num_threads", c_int32),
         *((name, c_float) for name in ("scale", "softcap")),
     )
 
@@ -37,6 +40,7 @@ def attend(
     values: Tensor,
     *,
     value_width: int,
+    code_bits: int | None,
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     query_starts: npt.NDArray[np.int64],
@@ -47,17 +51,21 @@ def attend(
     bias: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Returns (T, H, V) in the query's dtype; every dtype is one of `TYPES`, every tensor on the CPU.
+    """Returns (T, H, V) in the query's dtype; every tensor is on the CPU.
 
     Args:
-        query: (T, H, D), contiguous.
-        keys, values: (N, K, S, D) and (N, K, S, at least V), each slot's numbers next to each other.
+        query: (T, H, D), contiguous, of one of `TYPES`.
+        keys, values: (N, K, S, D) and (N, K, S, at least V) of one of `TYPES`, each slot's numbers side by side; the
+            same tensor where a value is the first part of its key.
+        code_bits: each slot has a record with codes of so many bits instead; where a value is the first part of its
+            key, that is a record of V numbers, and one of the others.
         starts, lengths, query_starts: (R,) position of a row's first token, number of its tokens, their place in T.
         block_table: (R, B) block of every S positions, contiguous; -1 where no token is seen.
         bias: (H, L) fp32, added to the scores by key position; L a multiple of `BIAS_MULTIPLE` beyond every position.
         sinks: (H,) fp32.
     """
     output = query.new_empty(*query.shape[:2], value_width)
+    key_width = query.shape[2]
     call = _Attention(
         query=query.data_ptr(),
         output=output.data_ptr(),
@@ -74,13 +82,14 @@ def attend(
         table_width=block_table.shape[1],
         bias_stride=0 if bias is None else bias.stride(0),
         query_type=TYPES[query.dtype],
-        kv_type=TYPES[keys.dtype],
+        kv_type=TYPES[keys.dtype] if code_bits is None else CODE_TYPES[code_bits],
         num_rows=len(starts),
         num_heads=query.shape[1],
         num_kv_heads=keys.shape[1],
-        key_width=query.shape[2],
+        key_width=key_width,
         value_width=value_width,
         block_tokens=keys.shape[2],
+        key_border=value_width if keys is values else key_width,
         window=window or 0,
         num_threads=torch.get_num_threads(),
         scale=scale,

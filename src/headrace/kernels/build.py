@@ -14,13 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp", "int8_linear.cpp", "linear.cpp")
+SOURCES = ("attention.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp")
 HEADERS = (
     "attention.h",
     "bytes.h",
+    "codes.h",
     "floats.h",
     "int4_panels.h",
     "int8_linear.h",
+    "kv_write.h",
     "linear.h",
     "packing.h",
     "panels.h",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headrace.kernels.types import TYPES
 
-_INT4 = 3
+_INT4 = 4
 
 
 class _Linear(Structure):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headrace.attention.ragged import KVPages
 from headrace.kv_cache.blocks import BlockCopy
+from headrace.kv_cache.page_shape import PageShape
 from headrace.storage.zero_pages import give_back_pages
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -28,16 +29,6 @@ class StateSlots:
         """Copies one sequence's state."""
         self.conv[target] = self.conv[source]
         self.recurrent[target] = self.recurrent[source]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PageShape:
-    """Pages of one attention layer; `value_width` numbers of the key serve as value where `latent`."""
-
-    num_kv_heads: int
-    key_width: int
-    value_width: int
-    latent: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +56,7 @@ class KVPools:
         Args:
             layers: for each layer its group, None where it keeps nothing at all, and what it keeps here, if anything.
             num_blocks: blocks (or slots) of each group.
-            dtype: of keys, values and convolution states.
+            dtype: of convolution states, and of keys and values that are no codes.
         """
         self.group_of = {layer: group for layer, (group, _) in enumerate(layers) if group is not None}
         self._members: list[list[KVPages | StateSlots]] = [[] for _ in num_blocks]
@@ -82,12 +73,7 @@ class KVPools:
                     recurrent=allocate((count, *shape.recurrent_shape), torch.float32),
                 )
             else:
-                pages = (count, shape.num_kv_heads, block_tokens)
-                memory = KVPages(
-                    keys=allocate((*pages, shape.key_width), dtype),
-                    values=None if shape.latent else allocate((*pages, shape.value_width), dtype),
-                    value_width=shape.value_width,
-                )
+                memory = make_pages(shape, count, block_tokens, dtype, allocate)
             self._members[group].append(memory)
             self._layers.append(memory)
 
@@ -133,6 +119,22 @@ class KVPools:
                     memory.keys[copy.target] = memory.keys[copy.source]
                     if memory.values is not None:
                         memory.values[copy.target] = memory.values[copy.source]
+
+
+def make_pages(shape: PageShape, num_blocks: int, block_tokens: int, dtype: torch.dtype, allocate: Allocate) -> KVPages:
+    """Returns pages of zeros, in a model of `dtype`."""
+    places, element = (num_blocks, shape.num_kv_heads, block_tokens), page_element(shape, dtype)
+    return KVPages(
+        keys=allocate((*places, shape.key_columns), element),
+        values=None if shape.latent else allocate((*places, shape.value_columns), element),
+        value_width=shape.value_width,
+        codec=shape.codec,
+    )
+
+
+def page_element(shape: PageShape, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type of a page's elements, in a model of `dtype`."""
+    return dtype if shape.codec is None else torch.uint8
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headrace.attention.ragged import KVPages
-from headrace.kv_cache.pools import PageShape
+from headrace.kv_cache.page_shape import PageShape
+from headrace.kv_cache.pools import page_element
 from headrace.storage.aligned import PAGE_BYTES, pages_above
 from headrace.storage.link import Buffer
 
@@ -19,23 +20,30 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockRecord:
-    """A block of one layer as it lies at home: its keys, then its values."""
+    """A block of one layer as it lies at home: its keys, then its values.
+
+    Attributes:
+        dtype: the model's.
+    """
 
     shape: PageShape
     block_tokens: int
     dtype: torch.dtype
 
     @property
+    def element(self) -> torch.dtype:
+        """The type of what pages hold: numbers, or bytes."""
+        return page_element(self.shape, self.dtype)
+
+    @property
     def key_bytes(self) -> int:
-        """Of one block; page-aligned in nearly all models."""
-        return self.shape.num_kv_heads * self.block_tokens * self.shape.key_width * self.dtype.itemsize
+        """Of one block; page-aligned in nearly all models, unless they are codes."""
+        return self.shape.num_kv_heads * self.block_tokens * self.shape.key_columns * self.element.itemsize
 
     @property
     def value_bytes(self) -> int:
         """Of one block; none where a value is a part of its key."""
-        if self.shape.latent:
-            return 0
-        return self.shape.num_kv_heads * self.block_tokens * self.shape.value_width * self.dtype.itemsize
+        return self.shape.num_kv_heads * self.block_tokens * self.shape.value_columns * self.element.itemsize
 
     @property
     def num_bytes(self) -> int:
@@ -48,14 +56,15 @@ class BlockRecord:
         return self.key_bytes % PAGE_BYTES == 0 and self.value_bytes % PAGE_BYTES == 0
 
     def pages_of(self, records: Tensor) -> KVPages:
-        """Returns records, (N, numbers of one), as pages of N blocks."""
-        shape, num_key_numbers = self.shape, self.key_bytes // self.dtype.itemsize
+        """Returns records, (N, elements of one), as pages of N blocks."""
+        shape, num_key_elements = self.shape, self.key_bytes // self.element.itemsize
         pages = (len(records), shape.num_kv_heads, self.block_tokens)
-        keys, values = records[:, :num_key_numbers], records[:, num_key_numbers:]
+        keys, values = records[:, :num_key_elements], records[:, num_key_elements:]
         return KVPages(
-            keys=keys.view(*pages, shape.key_width),
-            values=None if shape.latent else values.view(*pages, shape.value_width),
+            keys=keys.view(*pages, shape.key_columns),
+            values=None if shape.latent else values.view(*pages, shape.value_columns),
             value_width=shape.value_width,
+            codec=shape.codec,
         )
 
 
@@ -94,13 +103,14 @@ class Slab:
         self.buffer.close()
 
     def _view(self, record: BlockRecord) -> KVPages:
-        shape = record.shape
+        shape, element = record.shape, record.element
         pages = (self._num_blocks, shape.num_kv_heads, record.block_tokens)
         start = self._values_start(record)
         return KVPages(
-            keys=self.buffer.tensor(0, (*pages, shape.key_width), record.dtype),
-            values=None if shape.latent else self.buffer.tensor(start, (*pages, shape.value_width), record.dtype),
+            keys=self.buffer.tensor(0, (*pages, shape.key_columns), element),
+            values=None if shape.latent else self.buffer.tensor(start, (*pages, shape.value_columns), element),
             value_width=shape.value_width,
+            codec=shape.codec,
         )
 
     def _values_start(self, record: BlockRecord) -> int:

@@ -74,8 +74,8 @@ class HostStore:
         return self._link.download(what, slab.buffer, self._parts(pieces))
 
     def pages(self, offset: int, num_blocks: int, record: BlockRecord) -> KVPages:
-        width = record.num_bytes // record.dtype.itemsize
-        return record.pages_of(self._memory.tensor(offset, (num_blocks, width), record.dtype))
+        width = record.num_bytes // record.element.itemsize
+        return record.pages_of(self._memory.tensor(offset, (num_blocks, width), record.element))
 
     def close(self) -> None:
         self._memory.close()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from headrace.compression.kv_codec import KVCodec
 from headrace.kv_cache.groups import KVGroup
+from headrace.kv_cache.page_shape import PageShape
 from headrace.schedule.steps import Point
 
 STATE_BYTES = 4
@@ -32,10 +34,19 @@ class AttentionSpec:
     latent: bool = False
     window: int | None = None
 
-    @property
-    def numbers_per_token(self) -> int:
-        """Numbers that one token stores in one layer."""
-        return self.num_kv_heads * (self.key_width + (0 if self.latent else self.value_width))
+    def page_shape(self, codec: KVCodec | None) -> PageShape:
+        """Returns what is kept of each token, as numbers, or in codes."""
+        return PageShape(
+            num_kv_heads=self.num_kv_heads,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            latent=self.latent,
+            codec=codec,
+        )
+
+    def token_bytes(self, dtype_bytes: int, codec: KVCodec | None) -> int:
+        """Returns the bytes that one token stores in one layer."""
+        return self.page_shape(codec).token_bytes(dtype_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,18 +157,18 @@ class LayerTable:
         assert isinstance(memory, AttentionSpec), f"layer {layer} keeps no keys and values"
         return memory
 
-    def block_bytes(self, group: KVGroup, block_tokens: int, dtype_bytes: int) -> int:
+    def block_bytes(self, group: KVGroup, block_tokens: int, dtype_bytes: int, codec: KVCodec | None = None) -> int:
         """Bytes of one block of `group`, over all of its layers; for a state group, of one sequence's slot."""
         memory = self.memory_of(group)
         if isinstance(memory, StateSpec):
             return len(group.layers) * memory.num_bytes(dtype_bytes)
-        return len(group.layers) * block_tokens * memory.numbers_per_token * dtype_bytes
+        return len(group.layers) * block_tokens * memory.token_bytes(dtype_bytes, codec)
 
     def group_of(self) -> dict[int, int]:
         """The group of each layer that keeps something."""
         return {layer: group.group_id for group in self.groups for layer in group.layers}
 
-    def kv_bytes(self, num_tokens: int, dtype_bytes: int) -> int:
+    def kv_bytes(self, num_tokens: int, dtype_bytes: int, codec: KVCodec | None = None) -> int:
         """Bytes that one sequence of `num_tokens` keeps: windows end to grow, states never do."""
         total = 0
         for layer in self.layers:
@@ -165,7 +176,7 @@ class LayerTable:
                 total += layer.memory.num_bytes(dtype_bytes)
             elif isinstance(layer.memory, AttentionSpec):
                 kept = num_tokens if layer.memory.window is None else min(num_tokens, layer.memory.window)
-                total += kept * layer.memory.numbers_per_token * dtype_bytes
+                total += kept * layer.memory.token_bytes(dtype_bytes, codec)
         return total
 
     def points(self) -> list[Point]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import headrace
+from headrace.compression.kv_codec import KV_CODECS
 from headrace.errors import DiskSpaceError
 from headrace.planner.attention_rates import STANDARD_ATTENTION, measure_attention
 from headrace.planner.calibration_record import STANDARD_SHAPE, AttentionRate, Calibration, MatrixRate
@@ -46,10 +47,14 @@ def calibrate_machine(
     shapes = list(dict.fromkeys([STANDARD_SHAPE, *model.matrices]))
     matrix: list[MatrixRate] = []
     attention: list[AttentionRate] = []
+    heads = model.attention or STANDARD_ATTENTION
     for dtype in _DTYPES:
         note(f"multiplying {len(shapes)} shapes of matrices in {str(dtype).removeprefix('torch.')}")
         matrix += measure_matrices(device, dtype, shapes)
-        attention += measure_attention(device, dtype, model.attention or STANDARD_ATTENTION)
+        attention += measure_attention(device, dtype, heads)
+    for codec in KV_CODECS.values():
+        note(f"attention over KV in {codec.name}")
+        attention += measure_attention(device, torch.bfloat16, heads, codec=codec)
     return Calibration(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         headrace=headrace.__version__,

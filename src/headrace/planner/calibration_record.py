@@ -43,6 +43,7 @@ class AttentionRate:
     """Attention of `num_rows` rows, `tokens_per_row` queries each, over `context_tokens` keys in all per row.
 
     Attributes:
+        dtype: of keys and values: a type of torch's, or a codec.
         operations_per_second: of those that the causal mask leaves.
         kv_bytes_per_second: keys and values of all rows, read once.
     """

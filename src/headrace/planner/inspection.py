@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
+from headrace.compression.kv_codec import KVCodec
 from headrace.errors import CheckpointNotFoundError, UnsupportedCheckpointError, UnsupportedModelError
 from headrace.models.choices import dtype_of_config
 from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
@@ -43,6 +44,7 @@ class ModelReport:
             and context where it is the architecture that is unknown.
         num_active_parameters: those that one token uses: of the experts, only the chosen ones.
         weights: `safetensors`, `torch_bin`, or `none` where only a configuration is there.
+        kv_cache_dtype: what keys and values are kept in: the dtype, or a codec.
         kv_bytes_per_token: growth per token while no window is full.
         kv_bytes_per_further_token: growth per token when all windows are full.
         state_bytes_per_row: recurrent state, however long the row is.
@@ -66,6 +68,7 @@ class ModelReport:
     context_tokens: int | None
     has_tokenizer: bool
     has_chat_template: bool
+    kv_cache_dtype: str
     kv_bytes_per_token: int | None
     kv_bytes_per_further_token: int | None
     state_bytes_per_row: int | None
@@ -74,8 +77,13 @@ class ModelReport:
     decode_seconds: float | None
 
 
-def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: torch.device) -> ModelReport:
+def inspect_model(
+    model: str, path: Path, *, dtype: torch.dtype | None, device: torch.device, codec: KVCodec | None = None
+) -> ModelReport:
     """Reads headers and configuration of the model at `path`, and measures the machine for about a second.
+
+    Args:
+        codec: of keys and values; None: they are kept in the dtype.
 
     Raises:
         CheckpointError: the files are damaged, or not those of a model that transformers knows.
@@ -110,8 +118,9 @@ def inspect_model(model: str, path: Path, *, dtype: torch.dtype | None, device: 
         context_tokens=table.max_positions if table else None,
         has_tokenizer=isinstance(tokenizer, Tokenizer),
         has_chat_template=tokenizer.has_chat_template,
-        kv_bytes_per_token=_kv_per_token(table, dtype.itemsize) if table else None,
-        kv_bytes_per_further_token=_kv_per_token(table, dtype.itemsize, windows=False) if table else None,
+        kv_cache_dtype=codec.name if codec else str(dtype).removeprefix("torch."),
+        kv_bytes_per_token=_kv_per_token(table, dtype.itemsize, codec) if table else None,
+        kv_bytes_per_further_token=_kv_per_token(table, dtype.itemsize, codec, windows=False) if table else None,
         state_bytes_per_row=_state_per_row(table, dtype.itemsize) if table else None,
         hardware=hardware,
         prefill_seconds=None if unsupported else 2 * PREFILL_TOKENS * multiplied / hardware.matrix_rate,
@@ -172,10 +181,10 @@ def _layer_bytes(weights: WeightMap) -> tuple[LayerBytes, ...]:
     return tuple(runs)
 
 
-def _kv_per_token(table: LayerTable, dtype_bytes: int, *, windows: bool = True) -> int:
+def _kv_per_token(table: LayerTable, dtype_bytes: int, codec: KVCodec | None, *, windows: bool = True) -> int:
     """Bytes that a token adds in all layers; without `windows`, in those that keep every token."""
     memories = [layer.memory for layer in table.layers if isinstance(layer.memory, AttentionSpec)]
-    return sum(memory.numbers_per_token * dtype_bytes for memory in memories if windows or memory.window is None)
+    return sum(memory.token_bytes(dtype_bytes, codec) for memory in memories if windows or memory.window is None)
 
 
 def _state_per_row(table: LayerTable, dtype_bytes: int) -> int:

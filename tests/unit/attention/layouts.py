@@ -12,6 +12,10 @@ from torch import Tensor
 
 from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
+from headrace.compression.kv_codec import KVCodec
+from headrace.compression.kv_codes import decode, encode
+from headrace.kv_cache.page_shape import PageShape
+from headrace.kv_cache.pools import make_pages
 
 CPU = torch.device("cpu")
 
@@ -52,12 +56,14 @@ def make_scene(
     dtype: torch.dtype = torch.float32,
     window: int | None = None,
     garbage: float = 0.0,
+    codec: KVCodec | None = None,
 ) -> Scene:
     """Puts rows of (start, length) into pages at random blocks.
 
     Args:
         window: blocks that no token of a row reads any more are freed: -1 in the table.
-        garbage: what the pages hold where nothing was written.
+        garbage: what the pages hold where nothing was written; any number but 0 makes codes of NaN.
+        codec: what the pages hold keys and values in.
     """
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
@@ -81,11 +87,16 @@ def make_scene(
         block_table=table,
         device=CPU,
     )
-    places = (num_blocks, heads.num_kv_heads, block_tokens)
-    pages = KVPages(
-        keys=torch.full((*places, heads.key_width), garbage, dtype=dtype),
-        values=None if heads.latent else torch.full((*places, heads.value_width), garbage, dtype=dtype),
+    shape = PageShape(
+        num_kv_heads=heads.num_kv_heads,
+        key_width=heads.key_width,
         value_width=heads.value_width,
+        latent=heads.latent,
+        codec=codec,
+    )
+    fill = garbage if codec is None else 0xFF * bool(garbage)
+    pages = make_pages(
+        shape, num_blocks, block_tokens, dtype, lambda size, element: torch.full(size, fill, dtype=element)
     )
     keys = [noise(stop, heads.num_kv_heads, heads.key_width) for stop in stops]
     values = [
@@ -107,7 +118,16 @@ def make_scene(
     new = [(keys[row][start:], values[row][start:]) for row, (start, _) in enumerate(chunks)]
     pages.write(*_packed(heads, new), layout)
     query = noise(sum(length for _, length in chunks), heads.num_heads, heads.key_width)
+    if codec is not None:
+        keys = [_kept(own, codec, border=heads.value_width if heads.latent else heads.key_width) for own in keys]
+        values = [_kept(own, codec, border=heads.value_width) for own in values]
     return Scene(query=query, pages=pages, layout=layout, keys=keys, values=values)
+
+
+def _kept(numbers: Tensor, codec: KVCodec, border: int) -> Tensor:
+    """What comes back of records up to `border`, and behind it."""
+    parts = [part for part in (numbers[..., :border], numbers[..., border:]) if part.shape[-1]]
+    return torch.cat([decode(encode(part, codec), part.shape[-1], codec) for part in parts], dim=-1)
 
 
 def _packed(heads: Heads, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import PagedAttention
 from headrace.attention.ragged import RaggedLayout
+from headrace.attention.reference import ReferenceAttention
 from headrace.attention.rule import AttentionRule
+from headrace.compression.kv_codec import INT4, INT8, KVCodec
 from headrace.kernels.library import load, usable
 from tests.unit.attention.layouts import CPU, Heads, Scene, attend_plainly, make_scene
 
@@ -24,6 +29,12 @@ SHAPES = {
     "multi-query of many heads": Heads(num_heads=71, num_kv_heads=1, key_width=16, value_width=16),
     "latent": Heads(num_heads=8, num_kv_heads=1, key_width=72, value_width=64, latent=True),
     "odd": Heads(num_heads=6, num_kv_heads=3, key_width=37, value_width=21),
+}
+KEPT_IN: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "int8": {"dtype": torch.bfloat16, "codec": INT8},
+    "int4": {"dtype": torch.float32, "codec": INT4},
 }
 RULES = {
     "plain": AttentionRule(scale=0.3),
@@ -45,13 +56,13 @@ def alone(backend: PagedAttention, scene: Scene, rule: AttentionRule, row: int, 
     return backend.attend(scene.query[begin + first : begin + stop], scene.pages, layout, rule)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kept_in", KEPT_IN)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("heads", SHAPES)
-def test_a_result_is_bitwise_the_same_whatever_is_computed_beside_it(heads: str, rule: str, dtype: torch.dtype) -> None:
+def test_a_result_is_bitwise_the_same_whatever_is_computed_beside_it(heads: str, rule: str, kept_in: str) -> None:
     draw = random.Random(len(heads) + len(rule))
     chunks = [(draw.randrange(150), draw.choice([1, 1, 5, 33, 90])) for _ in range(5)]
-    scene = make_scene(7, SHAPES[heads], chunks, block_tokens=16, dtype=dtype)
+    scene = make_scene(7, SHAPES[heads], chunks, block_tokens=16, **KEPT_IN[kept_in])
     for backend in BACKENDS:
         together = backend.attend(scene.query, scene.pages, scene.layout, RULES[rule])
         pieces = []
@@ -61,10 +72,11 @@ def test_a_result_is_bitwise_the_same_whatever_is_computed_beside_it(heads: str,
         assert torch.equal(together, torch.cat(pieces))
 
 
+@pytest.mark.parametrize("codec", [None, INT8, INT4], ids=["plain", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("heads", SHAPES)
-def test_narrow_types_are_rounded_once_at_the_end(heads: str, dtype: torch.dtype) -> None:
-    scene = make_scene(5, SHAPES[heads], [(0, 70), (44, 1), (100, 3)], block_tokens=16, dtype=dtype)
+def test_narrow_types_are_rounded_once_at_the_end(heads: str, dtype: torch.dtype, codec: KVCodec | None) -> None:
+    scene = make_scene(5, SHAPES[heads], [(0, 70), (44, 1), (100, 3)], block_tokens=16, dtype=dtype, codec=codec)
     defined = attend_plainly(scene, RULES["plain"])
     for backend in BACKENDS:
         attended = backend.attend(scene.query, scene.pages, scene.layout, RULES["plain"])
@@ -84,14 +96,15 @@ def test_a_value_that_is_no_number_reaches_those_who_see_it_and_nobody_else() ->
         assert not attended[40:].isnan().any()
 
 
-def test_pages_that_lie_among_others_are_read_where_they_are() -> None:
+@pytest.mark.parametrize("codec", [None, INT8, INT4], ids=["plain", "int8", "int4"])
+def test_pages_that_lie_among_others_are_read_where_they_are(codec: KVCodec | None) -> None:
     heads = SHAPES["grouped-query"]
-    scene = make_scene(4, heads, [(30, 20), (3, 1)], block_tokens=16)
+    scene = make_scene(4, heads, [(30, 20), (3, 1)], block_tokens=16, codec=codec)
     defined = attend_plainly(scene, RULES["plain"])
     values = scene.pages.values
     assert values is not None
     records = torch.stack([scene.pages.keys, values], dim=1)
-    pages = type(scene.pages)(keys=records[:, 0], values=records[:, 1], value_width=heads.value_width)
-    for backend in BACKENDS:
+    pages = replace(scene.pages, keys=records[:, 0], values=records[:, 1])
+    for backend in (*BACKENDS, GroupedAttention(), ReferenceAttention()):
         attended = backend.attend(scene.query, pages, scene.layout, RULES["plain"])
         torch.testing.assert_close(attended.double(), defined, atol=2e-5, rtol=2e-5)

@@ -29,6 +29,10 @@ def test_the_offload_folder_is_the_disk() -> None:
     assert mapped("--offload-dir", "/x") == {"disk": "/x"}
 
 
+def test_a_compressed_cache_has_4_bits() -> None:
+    assert mapped("--compress-cache") == {"kv_cache_dtype": "int4"}
+
+
 @pytest.mark.parametrize(("word", "overlap"), [("true", True), ("False", False), ("0", False)])
 def test_overlap_chooses_the_schedule(word: str, overlap: bool) -> None:
     assert mapped("--overlap", word) == {"overlap": overlap}
@@ -65,6 +69,7 @@ def test_what_only_devices_with_a_host_know(words: tuple[str, ...], expected: di
         (("--percent", "100", "0", "100", "0", "0", "50"), "50 % of activations on disk"),
         (("--offload-dir", "/x", "--disk", "/y"), "--offload-dir and --disk say the same"),
         (("--gpu-batch-size", "2", "--max-num-seqs", "4"), "--gpu-batch-size and --max-num-seqs say the same"),
+        (("--compress-cache", "--kv-cache-dtype", "int8"), "--compress-cache and --kv-cache-dtype say the same"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[str, ...], message: str) -> None:

@@ -40,7 +40,7 @@ def test_the_report_says_in_aligned_lines_what_the_model_is(tmp_path: Path, caps
     assert found["layers"] == "3: 3 x 120.5 KiB"
     assert found["embedding, head"] == "24.2 KiB, 24.2 KiB"
     assert found["context"] == "128 tokens"
-    assert found["KV cache"] == "768 B per token"
+    assert found["KV cache"] == "768 B per token in float32"
     assert found["tokenizer"] == "none"
     assert found["this machine"] == "cpu: 92 GFLOP/s in float32, 45.7 GB/s, 8.0 GiB free"
     assert found["ideal prefill"].endswith("for 512 tokens")
@@ -91,3 +91,9 @@ def test_a_folder_that_is_no_model_is_one_line_and_status_2(tmp_path: Path, caps
     assert main(["inspect", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("headrace: ") and err.count("\n") == 1
+
+
+def test_kv_in_codes_is_told_in_their_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIGS["llama"]))
+    assert main(["inspect", str(tmp_path), "--kv-cache-dtype", "int8"]) == 0
+    assert lines(capsys.readouterr().out)["KV cache"] == f"{3 * 2 * 2 * (16 + 4)} B per token in int8"

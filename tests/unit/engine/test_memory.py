@@ -18,6 +18,7 @@ from headrace.engine.memory import (
     SweepPlan,
     plan_cache,
     plan_sweep,
+    row_bytes,
     smallest_bytes,
 )
 from headrace.engine.options import EngineOptions
@@ -72,7 +73,7 @@ def plan(
     settle: Callable[[], None] = lambda: None,
     is_streamed: bool = False,
     host_budget: Budget | None = None,
-    **options: float,
+    **options: float | str,
 ) -> Plan:
     layers = table(*memories, max_positions=max_positions)
     asked = EngineOptions(model="m", **options)  # type: ignore[arg-type]
@@ -264,3 +265,31 @@ def test_the_smallest_need_grows_with_what_is_asked_for_and_covers_the_smallest_
     assert found.max_model_len >= 64
     with pytest.raises(OptionError):
         smallest(max_model_len=4097)
+
+
+@pytest.mark.parametrize(("kv_cache_dtype", "token_bytes"), [("auto", 1024), ("int8", 2 * 136), ("int4", 2 * 72)])
+def test_a_row_takes_the_bytes_that_its_keys_and_values_are_kept_in(kv_cache_dtype: str, token_bytes: int) -> None:
+    budget = host(20 * MIB)
+    found = plan(budget, FULL, probe=linear(1000), kv_cache_dtype=kv_cache_dtype)
+    assert found.kv_bytes == found.num_blocks[0] * (32 * token_bytes + BOOKKEEPING_BYTES)
+    assert budget.free_bytes < 32 * token_bytes + BOOKKEEPING_BYTES
+    options = EngineOptions(model="m", kv_cache_dtype=kv_cache_dtype)
+    row = row_bytes(
+        table=table(FULL), dtype_bytes=4, block_tokens=32, options=options, sweep=found.sweep, num_tokens=64
+    )
+    assert row == 2 * (32 * token_bytes + BOOKKEEPING_BYTES)
+
+
+def test_the_smallest_need_falls_with_the_bytes_of_keys_and_values() -> None:
+    def smallest(kv_cache_dtype: str) -> int:
+        options = EngineOptions(model="m", max_model_len=4096, kv_cache_dtype=kv_cache_dtype)
+        return smallest_bytes(table=table(FULL, STATE), dtype_bytes=4, block_tokens=32, options=options)
+
+    assert smallest("auto") - smallest("int8") == 4096 * (1024 - 2 * 136)
+    assert smallest("int8") - smallest("int4") == 4096 * 2 * (136 - 72)
+
+
+def test_a_model_without_keys_and_values_has_nothing_to_keep_in_codes() -> None:
+    options = EngineOptions(model="m", kv_cache_dtype="int8")
+    with pytest.raises(OptionError, match="kv_cache_dtype is int8, but a model of type llama keeps no keys and values"):
+        smallest_bytes(table=table(STATE), dtype_bytes=4, block_tokens=32, options=options)

@@ -15,7 +15,8 @@ from headrace.engine.tiers import CPU, Tiers
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
-from headrace.kv_cache.pools import KVPools, PageShape, SlotShape
+from headrace.kv_cache.page_shape import PageShape
+from headrace.kv_cache.pools import KVPools, SlotShape
 from headrace.planner.preemption import SweepSpeed
 from headrace.storage.budget import Budget
 from headrace.storage.folders import DiskTier

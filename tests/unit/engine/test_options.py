@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headrace.compression.kv_codec import INT4
 from headrace.engine.options import EngineOptions
 from headrace.errors import OptionError
 
@@ -27,3 +28,10 @@ def test_a_context_has_room_for_a_prompt_and_an_answer() -> None:
 def test_an_unknown_load_format_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match="load_format is 'gguf'; expected one of auto, dummy"):
         EngineOptions(model="demo", load_format="gguf")
+
+
+def test_keys_and_values_are_kept_in_the_models_dtype_or_in_codes() -> None:
+    assert EngineOptions(model="demo").kv_codec is None
+    assert EngineOptions(model="demo", kv_cache_dtype="int4").kv_codec == INT4
+    with pytest.raises(OptionError, match="kv_cache_dtype is 'fp8'; expected one of auto, int8, int4"):
+        EngineOptions(model="demo", kv_cache_dtype="fp8")

@@ -12,8 +12,9 @@ import torch
 
 from headrace.executor.block_moves import BlockMoveError, BlockMover, NoBlockMoves, room_below
 from headrace.kv_cache.block_bytes import BlockBytes
+from headrace.kv_cache.page_shape import PageShape
 from headrace.kv_cache.parking import BlockMove
-from headrace.kv_cache.pools import KVPools, PageShape
+from headrace.kv_cache.pools import KVPools
 from headrace.scheduler.sweep import Sweep
 from headrace.storage.folders import DiskTier
 from headrace.storage.scratch_file import ScratchFile

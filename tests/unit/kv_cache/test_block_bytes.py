@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from headrace.kv_cache.block_bytes import BlockBytes
-from headrace.kv_cache.pools import KVPools, PageShape, SlotShape
+from headrace.kv_cache.page_shape import PageShape
+from headrace.kv_cache.pools import KVPools, SlotShape
 from headrace.storage.zero_pages import zero_pages
 
 PAGES = PageShape(num_kv_heads=2, key_width=8, value_width=4, latent=False)

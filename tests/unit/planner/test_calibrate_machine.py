@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headrace.compression.kv_codec import INT4, INT8, KVCodec
 from headrace.errors import UnsupportedModelError
 from headrace.planner import calibrate_machine as calibrating
 from headrace.planner.attention_rates import AttentionShape, measure_attention
@@ -42,7 +43,7 @@ def test_a_model_s_own_shapes_are_measured_beside_the_standard_one(
     assert shapes == {(2048, 2048), (96, HIDDEN_SIZE), (HIDDEN_SIZE, 96), (HIDDEN_SIZE, HIDDEN_SIZE)}
     assert {rate.dtype for rate in found.matrix} == {"float32", "bfloat16"}
     assert {(rate.kind, rate.dtype, rate.num_kv_heads) for rate in found.attention} == {
-        (kind, dtype, 2) for kind in ("decode", "prefill") for dtype in ("float32", "bfloat16")
+        (kind, dtype, 2) for kind in ("decode", "prefill") for dtype in ("float32", "bfloat16", "int8", "int4")
     }
     assert (found.disk_id, found.model) == (device_id(tmp_path), str(tmp_path))
     assert Calibration.from_json(found.to_json()) == found
@@ -70,8 +71,9 @@ def test_a_product_has_a_rate_for_every_number_of_tokens() -> None:
     assert all(1e6 < rate.operations_per_second < 1e15 for rate in rates)
 
 
-def test_attention_of_latents_has_values_inside_its_keys() -> None:
+@pytest.mark.parametrize("codec", [None, INT8, INT4], ids=["plain", "int8", "int4"])
+def test_attention_of_latents_has_values_inside_its_keys(codec: KVCodec | None) -> None:
     shape = AttentionShape(num_heads=4, num_kv_heads=1, key_width=24, value_width=16, latent=True)
-    decode, prefill = measure_attention(CPU, torch.float32, shape)
+    decode, prefill = measure_attention(CPU, torch.float32, shape, codec=codec)
     assert (decode.kind, decode.tokens_per_row, prefill.kind, prefill.num_rows) == ("decode", 1, "prefill", 1)
     assert decode.kv_bytes_per_second > 0 and prefill.operations_per_second > 0

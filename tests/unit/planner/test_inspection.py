@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headrace.compression.kv_codec import INT4, INT8, KVCodec
 from headrace.errors import CheckpointNotFoundError, UnsupportedModelError
 from headrace.planner import inspection
 from headrace.planner.hardware import Hardware
@@ -71,6 +72,23 @@ def test_a_dtype_changes_bytes_and_not_counts(tmp_path: Path) -> None:
     assert narrow.num_parameters == wide.num_parameters
     assert (narrow.dtype, 2 * narrow.weight_bytes) == ("bfloat16", wide.weight_bytes)
     assert wide.kv_bytes_per_token == 2 * (narrow.kv_bytes_per_token or 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "kv_bytes"),
+    [
+        ("llama", INT8, 3 * 2 * 2 * (16 + 4)),
+        ("llama", INT4, 3 * 2 * 2 * (8 + 4)),
+        ("deepseek_v3", INT8, 3 * (16 + 4 + 8 + 4)),
+    ],
+)
+def test_kv_in_codes_takes_their_bytes_whatever_the_dtype(
+    name: str, codec: KVCodec, kv_bytes: int, tmp_path: Path
+) -> None:
+    configured(tmp_path, name)
+    for dtype in (torch.float32, torch.bfloat16):
+        report = inspect_model("m", tmp_path, dtype=dtype, device=CPU, codec=codec)
+        assert (report.kv_cache_dtype, report.kv_bytes_per_token) == (codec.name, kv_bytes)
 
 
 def test_of_experts_only_the_chosen_ones_are_active(tmp_path: Path) -> None:
