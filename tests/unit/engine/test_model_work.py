@@ -73,7 +73,7 @@ def test_a_token_attends_to_those_before_it_and_to_no_more_than_its_window() -> 
 def test_kv_is_that_of_all_tokens_that_are_kept() -> None:
     work = work_of("llama")
     spec = work.table.attention_of(0)
-    assert work.kv_bytes(7) == 7 * len(work.table.layers) * spec.numbers_per_token * 4
+    assert work.kv_bytes(7) == 7 * len(work.table.layers) * spec.token_bytes(4, None)
 
 
 def test_an_llm_says_its_own(tmp_path: Path) -> None:
