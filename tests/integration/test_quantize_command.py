@@ -95,3 +95,18 @@ def test_a_group_size_is_for_int4(model: Path, tmp_path: Path, capsys: pytest.Ca
     words = ["quantize", str(model), "-o", str(tmp_path / "x"), "--quantization", "int8", "--group-size", "64"]
     assert main(words) == 2
     assert "--group-size is for int4" in capsys.readouterr().err
+
+
+def test_a_sample_is_answered_in_full_precision_first(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"w{row} w7"}) + "\n" for row in range(9)))
+    words = ["run", str(rows), "-o", str(tmp_path / "out.jsonl"), "--model", str(model), "--max-tokens", "5"]
+    assert main([*words, "--quantization", "int8", "--sample-quality", "3", "--ignore-eos"]) == 0
+    told = capsys.readouterr().err
+    assert "answering 3 rows in full precision first" in told
+    assert "of 3 rows that were also answered in full precision" in told and "of their 15 tokens" in told
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 9
+    assert main([*words, "--sample-quality", "3", "--overwrite"]) == 2
+    assert "give --quantization" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample-quality",
         type=whole_number(1),
         metavar="N",
-        help="with --quantization: answer N rows in full precision first, and say how far the answers agree",
+        help="with fewer bits: answer N rows in full precision first, and say how far the answers agree",
     )
     parser.add_argument("--report", metavar="FILE", help="write the job's figures to FILE as JSON")
     add_model_options(parser)
@@ -125,8 +125,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_sampling_of_quality(args: argparse.Namespace, num_rows: int | None) -> None:
-    if args.quantization == "none":
-        raise OptionError("--sample-quality compares with full precision, in which this runs; give --quantization")
+    if (
+        args.quantization == "none"
+        and args.kv_cache_dtype == "auto"
+        and not (args.compress_weight or args.compress_cache)
+    ):
+        raise OptionError(
+            "--sample-quality compares with full precision, in which this runs; give --quantization or --kv-cache-dtype"
+        )
     if num_rows is None:
         raise OptionError("--sample-quality reads rows before the job does; give a file, not stdin")
 
