@@ -81,9 +81,9 @@ def read_scheme(config_file: Path, config: Mapping[str, object]) -> PackedScheme
     scheme = _scheme(settings) if method == "compressed-tensors" else None
     if scheme is None:
         raise UnsupportedCheckpointError(
-            f"{config_file}: the weights are quantized ({method}, {settings.get('format') or 'no format'}) in a way "
-            "that this version does not read; expected compressed-tensors with int-quantized weights per channel and "
-            f"tokens in 8 bits, or pack-quantized ones of 4 bits in groups; {_USE_OTHER}"
+            f"{config_file}: the weights are quantized ({method}) in a way that this version does not read; expected "
+            "compressed-tensors with int-quantized weights per channel and tokens in 8 bits, or pack-quantized ones of "
+            f"4 bits in groups; {_USE_OTHER}"
         )
     return scheme
 
