@@ -37,8 +37,8 @@ def families(*always: str) -> list[object]:
 def unpacked(model: PreTrainedModel, codec: WeightCodec) -> int:
     """Gives `model` the weights that it has when they were packed; returns how many were."""
     count = 0
-    for module in find_layers(model).layers.modules():
-        if not isinstance(module, nn.Linear | Conv1D):
+    for name, module in find_layers(model).layers.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or name.endswith("kv_b_proj"):
             continue
         transposed = isinstance(module, Conv1D)
         weight = module.weight.data.t() if transposed else module.weight.data
