@@ -11,7 +11,7 @@ from headrace.executor.activations import NUM_SLOTS, slot_bytes
 from headrace.executor.kv_stream import NUM_SLABS
 from headrace.executor.pool_plan import GroupDemand, PoolPlanner
 from headrace.executor.probe import ActivationPeak
-from headrace.models.layer_table import AttentionSpec, LayerTable
+from headrace.models.layer_table import AttentionSpec, LayerTable, StateSpec
 from headrace.storage.budget import Budget
 from headrace.units import KIB, MIB
 
@@ -35,6 +35,8 @@ _ACTIVATION_SHARE = 1 / 3
 """Sweeps are made smaller rather than that their activations take more than this part of what the weights leave."""
 _WAITING_SHARE = 1 / 8
 """Of what is free then, for activations that wait on the device: rows in flight, and their KV, matter more."""
+_STATE_COPIES = 9
+"""Of the states of a sweep's rows, while a layer computes new ones: Mamba-2 in bfloat16 takes 8.7."""
 _SAMPLING_BYTES = 32 * MIB
 _SPARE_LOGITS = 32
 """Of tokens that are guessed while weights are read."""
@@ -107,11 +109,16 @@ def smallest_bytes(
     token_bytes = max((spec.token_bytes(dtype_bytes, options.kv_codec) for spec in attention), default=0)
     num_heads = max((table.hidden_size // spec.key_width + 1 for spec in attention), default=0)
     activations = 4 * num_tokens * 32 * table.hidden_size + 4 * context * (widest + 2 * num_heads * num_tokens)
+    states = max(
+        (layer.memory.num_bytes(dtype_bytes) for layer in table.layers if isinstance(layer.memory, StateSpec)),
+        default=0,
+    )
+    activations += _STATE_COPIES * num_tokens * states
     logits = 8 * num_tokens * table.vocab_size + min(_SAMPLING_BYTES, 32 * num_tokens * table.vocab_size)
     kv = _planner(table, dtype_bytes, block_tokens, num_tokens, options).bytes_for(1, context)
     if kv_below and options.kv_on_device is None:
-        states = _planner(table, dtype_bytes, block_tokens, num_tokens, options, _attention_layers(table))
-        kv = min(kv, states.bytes_for(1, context) + NUM_SLABS * (context + block_tokens) * token_bytes)
+        rest = _planner(table, dtype_bytes, block_tokens, num_tokens, options, _attention_layers(table))
+        kv = min(kv, rest.bytes_for(1, context) + NUM_SLABS * (context + block_tokens) * token_bytes)
     return LIBRARY_BYTES + activations + logits + kv
 
 

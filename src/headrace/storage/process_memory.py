@@ -67,7 +67,8 @@ def _container_limits() -> Iterator[tuple[int, int]]:
 def peak_growth_bytes(run: Callable[[], object]) -> int:
     """Runs `run` and returns by how much resident memory rose above its value before, at the highest.
 
-    Linux counts that itself, once its peak counter is reset; elsewhere a thread looks at every millisecond.
+    Linux counts that itself, once its peak counter is reset; elsewhere a thread looks at every millisecond. Pages of
+    code that the system took meanwhile, as some do with what lies idle, count as if they had stayed: they come back.
     """
     global _peak_before_reset
     release_freed_memory()
@@ -76,9 +77,10 @@ def peak_growth_bytes(run: Callable[[], object]) -> int:
         _CLEAR_REFS.write_text("5")  # resets VmHWM, proc(5)
     except OSError:
         return _watched_growth_bytes(run)
-    before = _own_resident_bytes()
+    before, code_before = _own_resident_bytes(), _status_bytes("RssFile") or 0
     run()
-    return max(0, _peak_counter_bytes() - before)
+    taken = max(0, code_before - (_status_bytes("RssFile") or 0))
+    return max(0, _peak_counter_bytes() + taken - before)
 
 
 def _watched_growth_bytes(run: Callable[[], object]) -> int:

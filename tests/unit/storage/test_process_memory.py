@@ -123,3 +123,19 @@ def test_code_that_was_let_go_runs_again() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(result.stdout) > 10 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells of Linux's accounting")
+def test_pages_of_code_that_the_system_takes_meanwhile_hide_no_growth() -> None:
+    program = (
+        "import torch\n"
+        "from headrace.storage.process_memory import peak_growth_bytes, release_code_pages\n"
+        "torch.ones(8, 8) @ torch.ones(8, 8)\n"
+        "kept = []\n"
+        "def run():\n"
+        "    release_code_pages()\n"
+        "    kept.append(bytearray(16 << 20))\n"
+        "print(peak_growth_bytes(run))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) >= 16 * MIB
