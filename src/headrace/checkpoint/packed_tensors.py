@@ -143,6 +143,7 @@ def _shape(entry: PackedEntry) -> tuple[int, ...]:
     """(N, K) of a packed weight, whose tensors are checked."""
     codes, scales, zeros, scheme = entry.codes, entry.scales, entry.zeros, entry.scheme
     num_outputs = codes.shape[0] if len(codes.shape) == 2 else 0
+    wanted: tuple[str, int, tuple[int, ...] | None]
     if scheme.group_size is None:
         wanted, num_inputs = ("int8", 1, None), codes.shape[-1]
     else:

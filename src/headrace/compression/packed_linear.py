@@ -54,8 +54,8 @@ class PackedLinear(nn.Module):
                 raise AssertionError(f"no product for {self.codec.name}")
 
     def _multiply_unpacked(self, tokens: Tensor) -> Tensor:
-        is_8_bit = isinstance(self.codec, Int8Codec)
-        numbers = rounded_tokens(tokens, self.codec.outliers) if is_8_bit else tokens.float()
+        codec = self.codec
+        numbers = rounded_tokens(tokens, codec.outliers) if isinstance(codec, Int8Codec) else tokens.float()
         weight = self.codec.decode(self.weight, self.out_features, self.in_features)
         bias = None if self.bias is None else self.bias.float()
         return nn.functional.linear(numbers, weight, bias).to(tokens.dtype)

@@ -93,7 +93,7 @@ class Int8Codec:
 
     def decode(self, packed: Tensor, num_outputs: int, num_inputs: int) -> Tensor:
         num_parts, width = len(packed), _up(num_inputs, _INPUTS_PER_QUAD)
-        codes, scales, _ = packed.split([PART_OUTPUTS * width, PART_OUTPUTS * 4, PART_OUTPUTS * 4], dim=1)
+        codes, scales, _ = torch.split(packed, [PART_OUTPUTS * width, PART_OUTPUTS * 4, PART_OUTPUTS * 4], dim=1)
         quads = codes.contiguous().view(torch.int8).view(num_parts, -1, PART_OUTPUTS, _INPUTS_PER_QUAD)
         rows = quads.transpose(1, 2).reshape(-1, width).float()
         return (rows * _numbers(scales, torch.float32).view(-1, 1))[:num_outputs, :num_inputs]
@@ -148,7 +148,7 @@ class Int4Codec:
         """Returns what `pack` was given, with outputs up to whole parts."""
         groups = packed.view(len(packed), -1, self._group_bytes)
         sizes = [self.group_size // 2 * PART_OUTPUTS, 4 * PART_OUTPUTS, PART_OUTPUTS]
-        words, scales, zeros = groups.split(sizes, dim=2)
+        words, scales, zeros = torch.split(groups, sizes, dim=2)
         columns = _numbers(words, torch.int32).view(*groups.shape[:2], -1, PART_OUTPUTS).permute(0, 3, 1, 2)
         places = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
         codes = (columns[..., None] >> places & _INT4_LARGEST).to(torch.uint8)
