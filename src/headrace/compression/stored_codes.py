@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headrace.compression.nibbles import from_words, to_words
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec
 
-_PLACES = torch.arange(0, 32, 4, dtype=torch.int32)
 _MIDDLE = 8
 """The zero of symmetric codes of four bits."""
 
@@ -15,20 +15,6 @@ _MIDDLE = 8
 def checkpoint_codec(group_size: int | None) -> Int8Codec | Int4Codec:
     """Returns the codec of a checkpoint whose scales are for groups of so many inputs, or, None, for whole outputs."""
     return Int8Codec() if group_size is None else Int4Codec(group_size)
-
-
-def to_words(nibbles: Tensor) -> Tensor:
-    """(rows, columns) of 0 to 15, uint8 -> (rows, columns / 8) int32; missing columns are zeros."""
-    padded = torch.nn.functional.pad(nibbles, (0, -nibbles.shape[1] % 8)).view(len(nibbles), -1, 8)
-    words = torch.zeros(padded.shape[:2], dtype=torch.int32, device=nibbles.device)
-    for place in range(8):
-        words |= padded[..., place].to(torch.int32) << 4 * place
-    return words
-
-
-def from_words(words: Tensor, num_columns: int) -> Tensor:
-    """The way back."""
-    return (words[..., None] >> _PLACES & 15).to(torch.uint8).flatten(1)[:, :num_columns]
 
 
 def pack_stored(codec: Int8Codec | Int4Codec, codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:

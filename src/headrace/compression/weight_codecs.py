@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from headrace.compression.nibbles import to_words
+
 PART_OUTPUTS = 64
 """Outputs that are packed together."""
 DEFAULT_GROUP_SIZE = 64
@@ -21,7 +23,6 @@ MAX_INT8_INPUTS = 65_536
 """Sums of more products of two bytes may not fit in 32 bits."""
 
 _INT8_LARGEST, _INT4_LARGEST = 127, 15
-_INPUTS_PER_WORD = 8
 _INPUTS_PER_QUAD = 4
 
 
@@ -136,11 +137,7 @@ class Int4Codec:
         """Packs what `codes` returns, or what a checkpoint has instead."""
         codes = _padded(codes.flatten(1), PART_OUTPUTS, 1).view(-1, *codes.shape[1:])
         scales, zeros = _padded(scales, PART_OUTPUTS, 1), _padded(zeros, PART_OUTPUTS, 1)
-        words = torch.zeros(
-            *codes.shape[:2], self.group_size // _INPUTS_PER_WORD, dtype=torch.int32, device=codes.device
-        )
-        for place in range(_INPUTS_PER_WORD):
-            words |= codes[..., place::_INPUTS_PER_WORD].to(torch.int32) << 4 * place
+        words = to_words(codes.flatten(1)).view(*codes.shape[:2], -1)
         groups = [_by_group(words), _by_group(scales[..., None]), _by_group(zeros[..., None])]
         return torch.cat(groups, dim=2).flatten(1)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headrace.compression.stored_codes import checkpoint_codec, from_words, pack_stored, stored_tensors, to_words
+from headrace.compression.nibbles import from_words, to_words
+from headrace.compression.stored_codes import checkpoint_codec, pack_stored, stored_tensors
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec
 
 
