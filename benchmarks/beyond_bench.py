@@ -20,6 +20,10 @@ _TOKENS = (32, 64, 128, 256, 512, 1024)
 """Of micro-batches whose rate is measured before a run, too, which has not shown its own yet."""
 
 
+Options = Mapping[str, int | str]
+"""Arguments of `LLM`."""
+
+
 class Bench:
     """Runs systems on a model, each time in a new process.
 
@@ -52,17 +56,18 @@ class Bench:
         """Returns all files that systems read weights from."""
         return [*weight_files(self._model), *sorted(self._work.glob("offloaded/*.dat"))]
 
-    def headrace(self, options: Mapping[str, int], cap: MemoryCap | None) -> Figures:
+    def headrace(self, options: Options, cap: MemoryCap | None) -> Figures:
         """Lets Headrace answer all rows, with `options` of `LLM` beside the budget."""
         return self._run_headrace(options, memory=self.memory_bytes, rows=self.rows, cap=cap)
 
-    def headrace_and_limit(self, cap: MemoryCap | None) -> Figures:
-        """The same with default options, and how near that came to the limit of the machine at that time."""
-        before = self._rates(list(_TOKENS))
-        run = self.headrace({}, cap)
+    def headrace_and_limit(self, options: Options, cap: MemoryCap | None) -> Figures:
+        """The same, and how near that came to the limit of the machine at that time."""
+        quantization = str(options.get("quantization", "none"))
+        before = self._rates(list(_TOKENS), quantization)
+        run = self.headrace(options, cap)
         if "seconds" not in run:
             return run
-        after = self._rates(buckets(run))
+        after = self._rates(buckets(run), quantization)
         disk = (before["disk"] + after["disk"]) / 2
         matrix = {tokens: (rate + before["matrix"].get(tokens, rate)) / 2 for tokens, rate in after["matrix"].items()}
         bound = limit(run, self.case.shape, disk=disk, matrix=matrix)
@@ -98,9 +103,7 @@ class Bench:
         request = {**self._request, "gguf": gguf, "measured_tokens": measured_tokens}
         return measure_in_process(_LLAMA_CPP, request, join=cap.join, beside=cap.beside)
 
-    def _run_headrace(
-        self, options: Mapping[str, int], *, memory: int | None, rows: int, cap: MemoryCap | None
-    ) -> Figures:
+    def _run_headrace(self, options: Options, *, memory: int | None, rows: int, cap: MemoryCap | None) -> Figures:
         own = {"disk": str(self._work / "copies"), **options}
         request = {**self._request, "memory": memory, "rows": rows, "options": own}
         if cap is None:
@@ -109,8 +112,14 @@ class Bench:
             run = measure_in_process(_HEADRACE, request, join=cap.join, beside=cap.beside)
         return {"failed": run["refused"]} if "refused" in run else run
 
-    def _rates(self, tokens: list[int]) -> Figures:
-        request = {"model": str(self._model), "shape": asdict(self.case.shape), "dtype": self._dtype, "tokens": tokens}
+    def _rates(self, tokens: list[int], quantization: str) -> Figures:
+        request = {
+            "model": str(self._model),
+            "shape": asdict(self.case.shape),
+            "dtype": self._dtype,
+            "tokens": tokens,
+            "quantization": quantization,
+        }
         return _checked(measure_in_process(_RATES, request))
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.beyond_bench import Bench
+from benchmarks.beyond_bench import Bench, Options
 from benchmarks.beyond_cases import CASES, Case
 from benchmarks.beyond_result import UNCAPPED, Runs, summary
 from benchmarks.dummy_model import make_model
@@ -31,7 +31,11 @@ from benchmarks.systems.llama_cpp_mmap import missing
 from headrace.storage.governor import TOLERANCE
 from headrace.units import format_bytes, parse_bytes
 
-SYSTEMS = ("headrace", UNCAPPED, "accelerate", "llama.cpp")
+COMPRESSED: dict[str, Options] = {
+    "headrace int8": {"quantization": "int8", "kv_cache_dtype": "int8"},
+    "headrace int4": {"quantization": "int4", "kv_cache_dtype": "int8"},
+}
+SYSTEMS = ("headrace", UNCAPPED, *COMPRESSED, "accelerate", "llama.cpp")
 
 
 def main() -> int:
@@ -130,9 +134,12 @@ def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, i
 
 
 def _runners(bench: Bench, cap: MemoryCap, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
-    runs: dict[str, Callable[[], Figures]] = {"headrace": lambda: bench.headrace_and_limit(cap)}
+    runs: dict[str, Callable[[], Figures]] = {"headrace": lambda: bench.headrace_and_limit({}, cap)}
     if cap.kind != "none" and UNCAPPED in args.systems:
-        runs[UNCAPPED] = lambda: bench.headrace_and_limit(None)
+        runs[UNCAPPED] = lambda: bench.headrace_and_limit({}, None)
+    for name, options in COMPRESSED.items():
+        if name in args.systems:
+            runs[name] = lambda options=options: bench.headrace_and_limit(options, cap)
     if "accelerate" in args.systems:
         for size in args.batch_sizes or bench.case.batch_sizes:
             runs[f"accelerate, batch {size}"] = lambda size=size: bench.accelerate(size, args.peer_tokens, cap)

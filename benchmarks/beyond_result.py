@@ -27,7 +27,11 @@ def summary(measured: Mapping[str, Runs]) -> Figures:
         for kind in ("accelerate", "llama.cpp"):
             best = max((name for name in peers if name.startswith(kind)), key=lambda name: peers[name], default=None)
             if best is not None:
-                ratios[f"rate_to_best_{kind}"] = own / peers[best]
+                ratios |= {
+                    f"{name.removeprefix('headrace').strip()} rate_to_best_{kind}".strip(): rate / peers[best]
+                    for name, rate in rates.items()
+                    if rate and name.startswith("headrace") and name != UNCAPPED
+                }
                 ratios[f"best_{kind}"] = best
         if rates.get(UNCAPPED):
             ratios["rate_without_cap_to_with"] = rates[UNCAPPED] / own

@@ -11,12 +11,18 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.llama_shape import LlamaShape
 from benchmarks.processes import Figures, serve
 from benchmarks.weight_files import drop_from_cache, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NUM_THREADS = 2
 BLOCK_BYTES = 8 * 1024**2
@@ -31,7 +37,8 @@ def measure(request: Figures) -> Figures:
     disk = disk_rate(weight_files(Path(request["model"])))
     shape = LlamaShape(**request["shape"])
     sizes = list(shape.layer_matrices().values())
-    matrix = {tokens: matrix_rate(sizes, tokens, request["dtype"]) for tokens in request["tokens"]}
+    rate = partial(packed_rate, codec=request["quantization"]) if request["quantization"] != "none" else matrix_rate
+    matrix = {tokens: rate(sizes, tokens, request["dtype"]) for tokens in request["tokens"]}
     return {"started": start, "disk": disk, "matrix": matrix}
 
 
@@ -89,19 +96,47 @@ def matrix_rate(sizes: Sequence[tuple[int, int]], num_tokens: int, dtype: str) -
     """
     import torch
 
+    seconds = [
+        _seconds(sizes, num_tokens, made, lambda weight: partial(torch.nn.functional.linear, weight=weight))
+        for made in {getattr(torch, dtype), torch.float32}
+    ]
+    return _operations(sizes, num_tokens) / min(seconds)
+
+
+def packed_rate(sizes: Sequence[tuple[int, int]], num_tokens: int, dtype: str, codec: str) -> float:
+    """The same with packed weights, by Headrace's own products, of which torch has none to compare with."""
+    import torch
+
+    from headrace.compression.packed_linear import product_with
+    from headrace.compression.weight_codecs import weight_codec
+
+    product = partial(product_with, codec=weight_codec(codec))
+    return _operations(sizes, num_tokens) / _seconds(sizes, num_tokens, getattr(torch, dtype), product)
+
+
+def _operations(sizes: Sequence[tuple[int, int]], num_tokens: int) -> float:
+    return 2.0 * num_tokens * sum(outputs * inputs for outputs, inputs in sizes)
+
+
+def _seconds(
+    sizes: Sequence[tuple[int, int]],
+    num_tokens: int,
+    dtype: torch.dtype,
+    product: Callable[[Tensor], Callable[[Tensor], Tensor]],
+) -> float:
+    """Returns what all products take, of tokens and weights of `dtype`."""
+    import torch
+
     with torch.inference_mode():
-        seconds = []
-        for made in {getattr(torch, dtype), torch.float32}:
-            weights = [torch.empty(size, dtype=made).normal_(std=0.02) for size in sizes]
-            tokens = {inputs: torch.randn(num_tokens, inputs).to(made) for _, inputs in sizes}
-            times: list[float] = []
-            while len(times) <= _LEAST_ROUNDS or sum(times) < _LEAST_SECONDS:
-                start = time.perf_counter()
-                for weight in weights:
-                    torch.nn.functional.linear(tokens[weight.shape[1]], weight)
-                times.append(time.perf_counter() - start)
-            seconds.append(statistics.median(times[1:]))  # the first one chooses kernels
-    return 2.0 * num_tokens * sum(outputs * inputs for outputs, inputs in sizes) / min(seconds)
+        products = [product(torch.empty(size, dtype=dtype).normal_(std=0.02)) for size in sizes]
+        tokens = {inputs: torch.randn(num_tokens, inputs).to(dtype) for _, inputs in sizes}
+        times: list[float] = []
+        while len(times) <= _LEAST_ROUNDS or sum(times) < _LEAST_SECONDS:
+            start = time.perf_counter()
+            for (_, inputs), multiply in zip(sizes, products, strict=True):
+                multiply(tokens[inputs])
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first one chooses kernels
 
 
 if __name__ == "__main__":

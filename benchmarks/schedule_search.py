@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.beyond_bench import Bench
+from benchmarks.beyond_bench import Bench, Options
 from benchmarks.memory_cap import MemoryCap
 from benchmarks.processes import Figures
-
-Options = dict[str, int]
 
 _BATCHED_TOKENS = (256, 512, 1024, 2048, 4096)
 _MICRO_BATCHES = (2, 4)
 _SHARES_OF_ROWS = (1 / 4, 1 / 2, 3 / 4, 1)
 
 
-def alternatives(bench: Bench) -> dict[str, list[Options]]:
+def alternatives(bench: Bench) -> dict[str, list[dict[str, int]]]:
     """Returns what is tried beside the defaults: one option at a time, several values of each."""
     rows = bench.default_rows_at_a_time
     numbers = sorted({max(1, round(share * rows)) for share in _SHARES_OF_ROWS})
@@ -38,12 +36,12 @@ def search(bench: Bench, cap: MemoryCap, *, tell: Callable[[str], None]) -> Figu
         run = bench.headrace(options, cap)
         rate = float(run.get("generated_tokens_per_second", 0.0))
         kept = ("failed", "generated_tokens_per_second", "sweeps", "most_rows_in_a_sweep", "bytes_per_sweep")
-        tried.append({"options": options, **{name: run[name] for name in kept if name in run}})
+        tried.append({"options": dict(options), **{name: run[name] for name in kept if name in run}})
         tell(f"search: {options or 'defaults'}: {run.get('failed') or f'{rate:.3f} tokens/s'}")
         return rate
 
     first = measure({})
-    better: Options = {}
+    better: dict[str, int] = {}
     for choices in alternatives(bench).values():
         rates = [measure(options) for options in choices]
         if max(rates) > first:

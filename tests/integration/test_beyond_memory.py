@@ -38,7 +38,7 @@ SHAPE = LlamaShape(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_tiny_case_measures_headrace_and_its_limit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.beyond_memory", "--case", "tiny", "--dtype", "float32"]
-    command += ["--repeats", "1", "--systems", "headrace", "--cap", "none"]
+    command += ["--repeats", "1", "--systems", "headrace", "headrace int4", "--cap", "none"]
     command += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "result.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -46,9 +46,12 @@ def test_the_tiny_case_measures_headrace_and_its_limit(tmp_path: Path) -> None:
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert {"cpu", "commit", "date", "command", "versions", "load_average"} <= result.keys()
     assert result["cap"]["kind"] == "none" and result["cap"]["reason"]
-    assert set(result["systems"]) == {"headrace"}
+    assert set(result["systems"]) == {"headrace", "headrace int4"}
 
     (run,) = result["systems"]["headrace"]["runs"]
+    (packed,) = result["systems"]["headrace int4"]["runs"]
+    assert "int4-64" in packed["description"] and "keys and values in int8" in packed["description"]
+    assert packed["bytes_per_sweep"] < run["bytes_per_sweep"] and packed["time_to_limit"] > 0
     answers = result["rows"] * result["generated_tokens_per_row"]
     assert run["generated_tokens"] == run["sampled_tokens"] == answers
     assert run["generated_tokens_per_second"] == pytest.approx(answers / run["seconds"])
@@ -106,12 +109,14 @@ def test_ratios_compare_medians_and_the_best_batch() -> None:
     told = summary(
         {
             "headrace": headrace,
+            "headrace int8": headrace[1:2],
             "accelerate, batch 1": slow,
             "accelerate, batch 8": fast,
             "accelerate, batch 32": failed,
         }
     )
     assert told["ratios"]["rate_to_best_accelerate"] == 2.0
+    assert told["ratios"]["int8 rate_to_best_accelerate"] == 3.0
     assert told["ratios"]["best_accelerate"] == "accelerate, batch 8"
     assert told["systems"]["accelerate, batch 32"] == {"runs": failed}
 

@@ -41,8 +41,8 @@ def test_a_packed_checkpoint_gives_the_tokens_of_packing_while_loading(
     packed = tmp_path / "packed"
     assert main(["quantize", str(model), "-o", str(packed), "--quantization", quantization]) == 0
     assert "linear layers in int" in capsys.readouterr().out
-    options = {"disk": tmp_path / "copies", **placed}
-    assert tokens(packed, **options) == tokens(model, quantization=quantization, **options)
+    options = {"disk": tmp_path / "copies", "quantization": quantization, **placed}
+    assert tokens(packed, **options) == tokens(model, **options)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
@@ -87,8 +87,19 @@ def test_what_is_packed_is_not_packed_again(model: Path, tmp_path: Path, capsys:
     main(["quantize", str(model), "-o", str(packed), "--quantization", "int8", "--quiet"])
     assert main(["quantize", str(packed), "-o", str(tmp_path / "again"), "--quantization", "int8"]) == 2
     assert "quantized already" in capsys.readouterr().err
-    with pytest.raises(OptionError, match="quantized already; leave it out"):
+    with pytest.raises(OptionError, match="quantized already, to int8; leave it out"):
         LLM(packed, quantization="int4")
+
+
+def test_a_packed_checkpoint_keeps_its_head_unless_it_is_asked_for(model: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    main(["quantize", str(model), "-o", str(packed), "--quantization", "int8", "--quiet"])
+    heads = []
+    for options in ({}, {"quantization": "int8"}, {"quantization": "int8-outliers"}):
+        with LLM(packed, memory="4GiB", **options) as llm:  # type: ignore[arg-type]
+            head = llm._require_engine().executor.model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+            heads.append(repr(vars(head)["real"]))
+    assert heads[0].startswith("Linear(") and "int8" in heads[1] and "int8-outliers" in heads[2]
 
 
 def test_a_group_size_is_for_int4(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

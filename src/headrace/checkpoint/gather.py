@@ -85,6 +85,16 @@ class Gather:
                 pieces.append(_item(piece, index - start))
         return Gather(shape=self.shape[1:], pieces=tuple(pieces))
 
+    def rows(self, first: int, last: int) -> Gather:
+        """Returns rows `first` up to `last`; each piece fills whole ones, in order."""
+        pieces = []
+        for piece in self.pieces:
+            start = piece.target.start[0]
+            begin, end = max(first, start), min(last, start + piece.target.shape[0])
+            if begin < end:
+                pieces.append(_rows(piece, begin - start, end - begin, begin - first))
+        return Gather(shape=(last - first, *self.shape[1:]), pieces=tuple(pieces))
+
     def runs(self) -> Iterator[Run]:
         """Yields the contiguous runs of all pieces, whose entries must be stored row by row."""
         for piece in self.pieces:
@@ -146,6 +156,18 @@ def _item(piece: Piece, index: int) -> Piece:
         start = (source.start[0] + index, *source.start[1:])
         source = Box(start=start, shape=(1, *source.shape[1:]))
     return replace(piece, source=source, target=Box(start=target.start[1:], shape=target.shape[1:]))
+
+
+def _rows(piece: Piece, skipped: int, count: int, place: int) -> Piece:
+    """`count` rows of a piece behind the first `skipped`, to row `place` of the target."""
+    source, target = piece.source, piece.target
+    assert source.shape == target.shape, f"{piece.entry.name} is not stored row by row"
+    shape = (count, *source.shape[1:])
+    return replace(
+        piece,
+        source=Box(start=(source.start[0] + skipped, *source.start[1:]), shape=shape),
+        target=Box(start=(place, *target.start[1:]), shape=shape),
+    )
 
 
 def _contiguous(box: Box, shape: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from headrace.compression.weight_codecs import Int4Codec, Int8Codec, WeightCodec
+from headrace.compression.weight_codecs import PART_OUTPUTS, Int4Codec, Int8Codec, WeightCodec
 from headrace.kernels.int8_linear import int8_linear
 from headrace.kernels.library import library
 from headrace.kernels.linear import int4_linear
@@ -39,7 +39,12 @@ class PackedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """(..., inputs) -> (..., outputs) in the same dtype."""
         tokens = input.reshape(-1, self.in_features).contiguous()
-        return self._multiply(tokens).view(*input.shape[:-1], self.out_features)
+        return self._multiply(tokens).view(*input.shape[:-1], self._num_outputs)
+
+    @property
+    def _num_outputs(self) -> int:
+        """Of a large layer the weight may be there part by part."""
+        return min(self.out_features, len(self.weight) * PART_OUTPUTS)
 
     def _multiply(self, tokens: Tensor) -> Tensor:
         found = library()
@@ -47,16 +52,16 @@ class PackedLinear(nn.Module):
             return self._multiply_unpacked(tokens)
         match self.codec:
             case Int8Codec(outliers=outliers):
-                return int8_linear(found, tokens, self.weight, self.bias, self.out_features, outliers)
+                return int8_linear(found, tokens, self.weight, self.bias, self._num_outputs, outliers)
             case Int4Codec(group_size=group_size):
-                return int4_linear(found, tokens, self.weight, self.bias, self.out_features, group_size)
+                return int4_linear(found, tokens, self.weight, self.bias, self._num_outputs, group_size)
             case _:
                 raise AssertionError(f"no product for {self.codec.name}")
 
     def _multiply_unpacked(self, tokens: Tensor) -> Tensor:
         codec = self.codec
         numbers = rounded_tokens(tokens, codec.outliers) if isinstance(codec, Int8Codec) else tokens.float()
-        weight = self.codec.decode(self.weight, self.out_features, self.in_features)
+        weight = self.codec.decode(self.weight, self._num_outputs, self.in_features)
         bias = None if self.bias is None else self.bias.float()
         return nn.functional.linear(numbers, weight, bias).to(tokens.dtype)
 

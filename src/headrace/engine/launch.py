@@ -46,7 +46,7 @@ from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_no
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
-from headrace.models.packed_layers import pack_layers, packed_codec, packing_bytes
+from headrace.models.packed_layers import pack_head, pack_layers, packed_codec, packing_bytes
 from headrace.models.products import products
 from headrace.models.remote_code import register_remote_code
 from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
@@ -307,13 +307,17 @@ def _describe_weights(
 
 
 def _packed(model: PreTrainedModel, weights: WeightMap, options: EngineOptions) -> WeightMap:
+    """Packs layers and head as they are wanted; of a checkpoint that is packed so already, the head."""
     wanted = weight_codec(options.quantization)
-    if wanted is not None and any(isinstance(source.content, Stored) for source in weights.parameters.values()):
+    contents = [source.content for source in weights.parameters.values()]
+    stored = next((content.codec for content in contents if isinstance(content, Stored)), None)
+    if wanted is not None and stored is not None and type(wanted) is not type(stored):
         raise OptionError(
-            f"quantization is {options.quantization}, but the weights of {options.model} are quantized already; "
-            "leave it out, or use the original checkpoint"
+            f"quantization is {options.quantization}, but the weights of {options.model} are quantized already, to "
+            f"{stored.label}; leave it out, or use the original checkpoint"
         )
-    return pack_layers(model, weights, wanted)
+    weights = pack_layers(model, weights, wanted)
+    return weights if wanted is None else pack_head(model, weights, wanted)
 
 
 def _place_model(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp")
+SOURCES = ("attention.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp")
 HEADERS = (
     "attention.h",
     "bytes.h",
@@ -26,6 +26,7 @@ HEADERS = (
     "linear.h",
     "packing.h",
     "panels.h",
+    "pointwise.h",
     "scratch.h",
     "types.h",
 )
@@ -35,9 +36,11 @@ INSTRUCTION_SETS = {
     "avx2": ("-march=x86-64-v3",),
 }
 """The best first, and the compiler's options for the processors that have it."""
+# Products and sums become one operation where the code says so, and nowhere else: with and without AVX-512 the same.
 # GCC 12 warns of its own headers here.
 OPTIONS = (
     "-O3",
+    "-ffp-contract=off",
     "-std=c++17",
     "-fPIC",
     "-shared",

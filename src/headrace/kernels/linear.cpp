@@ -28,18 +28,37 @@ struct Rows {
         const Element *first = static_cast<const Element *>(call.weight) + output * call.weight_stride + input;
         fill_panel(first, call.weight_stride, num_outputs, num_inputs, panel);
     }
+    void add(int64_t, int64_t, const float *tokens, int count, const float *panel, int num_inputs, float *sums) const {
+        add_products(tokens, count, panel, num_inputs, sums);
+    }
 };
 
 struct Int4Groups {
     const Linear &call;
 
+    int64_t num_groups() const { return (call.num_inputs + call.group_inputs - 1) / call.group_inputs; }
     int inputs_at_once(int wanted) const { return std::max(1, wanted / call.group_inputs) * call.group_inputs; }
+    Int4Group at(int64_t output, int64_t group) const {
+        const int64_t index = output / PACKED_OUTPUTS * num_groups() + group;
+        return {static_cast<const uint8_t *>(call.weight) + index * int4_group_bytes(call.group_inputs),
+                static_cast<int>(output % PACKED_OUTPUTS), call.group_inputs};
+    }
+    // Calls `use` with each group from `input` on, and how many inputs are before it and in it.
+    template <class Use>
+    void each_group(int64_t output, int64_t input, int num_inputs, Use use) const {
+        for (int before = 0; before < num_inputs; before += call.group_inputs)
+            use(at(output, (input + before) / call.group_inputs), before, std::min(call.group_inputs, num_inputs - before));
+    }
     void fill(int64_t output, int, int64_t input, int num_inputs, float *panel) const {
-        const int64_t groups = (call.num_inputs + call.group_inputs - 1) / call.group_inputs;
-        const int64_t group = output / PACKED_OUTPUTS * groups + input / call.group_inputs;
-        fill_panel_from_int4(static_cast<const uint8_t *>(call.weight) + group * int4_group_bytes(call.group_inputs),
-                             static_cast<int>(output % PACKED_OUTPUTS),
-                             (num_inputs + call.group_inputs - 1) / call.group_inputs, call.group_inputs, panel);
+        each_group(output, input, num_inputs, [&](const Int4Group &group, int before, int) {
+            fill_panel_from_int4(group, panel + before * PANEL_OUTPUTS);
+        });
+    }
+    void add(int64_t output, int64_t input, const float *tokens, int count, const float *panel, int num_inputs,
+             float *sums) const {
+        each_group(output, input, num_inputs, [&](const Int4Group &group, int before, int inputs) {
+            add_panel_products(tokens + before * count, count, panel + before * PANEL_OUTPUTS, inputs, group.scales, sums);
+        });
     }
 };
 
@@ -89,8 +108,9 @@ void multiply(const Linear &call, const Source &source) {
                     source.fill(output, num_outputs, input, num_inputs, panel.get());
                     for (int64_t t = first; t < stop; t++) {
                         const Tile tile(call.num_tokens, num_tiles, t);
-                        add_products(tokens.get() + tile.first * call.num_inputs + input * tile.count, tile.count,
-                                     panel.get(), num_inputs, sums.get() + (tile.first - first_token) * PANEL_OUTPUTS);
+                        source.add(output, input, tokens.get() + tile.first * call.num_inputs + input * tile.count,
+                                   tile.count, panel.get(), num_inputs,
+                                   sums.get() + (tile.first - first_token) * PANEL_OUTPUTS);
                     }
                 }
                 give<Element>(call, first_token, stop_token - first_token, output, num_outputs, sums.get());
@@ -99,13 +119,39 @@ void multiply(const Linear &call, const Source &source) {
     }
 }
 
+// The same for one small tile of tokens, without panels.
+template <class Element>
+void multiply_few(const Linear &call, const Int4Groups &source) {
+    const int count = static_cast<int>(call.num_tokens);
+    const int64_t padded_inputs = source.num_groups() * call.group_inputs;
+    const int64_t num_panels = (call.num_outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+    const Scratch<float> tokens = scratch<float>(count * padded_inputs);
+    interleave(static_cast<const Element *>(call.input), call.num_inputs, count, tokens.get());
+    std::fill(tokens.get() + count * call.num_inputs, tokens.get() + count * padded_inputs, 0.0f);
+#pragma omp parallel for num_threads(call.num_threads) schedule(dynamic)
+    for (int64_t i = 0; i < num_panels; i++) {
+        const int64_t output = i * PANEL_OUTPUTS;
+        float sums[INT4_FEW_TOKENS * PANEL_OUTPUTS] = {};
+        for (int64_t group = 0; group < source.num_groups(); group++)
+            add_group_products(tokens.get() + group * call.group_inputs * count, count, source.at(output, group), sums);
+        give<Element>(call, 0, count, output, static_cast<int>(std::min<int64_t>(PANEL_OUTPUTS, call.num_outputs - output)),
+                      sums);
+    }
+}
+
+template <class Element>
+void multiply_int4(const Linear &call) {
+    const Int4Groups source{call};
+    return call.num_tokens <= INT4_FEW_TOKENS ? multiply_few<Element>(call, source) : multiply<Element>(call, source);
+}
+
 template <class Element>
 void multiply_with(const Linear &call) {
     switch (call.weight_type) {
         case FLOAT32: return multiply<Element>(call, Rows<float>{call});
         case BFLOAT16: return multiply<Element>(call, Rows<bfloat16>{call});
         case FLOAT16: return multiply<Element>(call, Rows<float16>{call});
-        case INT4: return multiply<Element>(call, Int4Groups{call});
+        case INT4: return multiply_int4<Element>(call);
     }
 }
 

@@ -148,16 +148,7 @@ def _item(source: ParameterSource, index: int) -> ParameterSource:
 
 def _rows(source: ParameterSource, first: int, last: int) -> ParameterSource:
     assert isinstance(source.content, Gather), f"{source.name} has to be built first"
-    (run,) = source.content.runs()
-    row_bytes = source.num_bytes // source.shape[0]
-    shape = (last - first, *source.shape[1:])
-    entry = replace(
-        run.entry,
-        offset=run.file_offset + first * row_bytes,
-        num_bytes=(last - first) * row_bytes,
-        shape=shape,
-    )
-    return replace(source, shape=shape, content=Gather.whole(entry))
+    return replace(source, shape=(last - first, *source.shape[1:]), content=source.content.rows(first, last))
 
 
 def _direct_ranges(runs: Iterable[Run]) -> list[FileRange]:

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from headrace.attention.rule import AttentionRule, Visibility
-from headrace.models.adapters import attn_method, bloom, counted_positions, falcon, latent, mpt, rotary, state
+from headrace.models.adapters import (
+    attn_method,
+    bloom,
+    counted_positions,
+    falcon,
+    latent,
+    mpt,
+    pointwise,
+    rotary,
+    state,
+)
 from headrace.models.brought_experts import find_experts
 from headrace.models.layer_table import LayerTable
 from headrace.models.layers import find_layers
@@ -39,6 +49,7 @@ _ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (
     counted_positions.adapt,
     falcon.adapt,
     mpt.adapt,
+    pointwise.adapt,
     rotary.adapt,
     state.adapt,
 )
@@ -158,8 +169,9 @@ class _HeadStandIn(_StandIn):
             rows: Tensor = real(*args, **kwargs)
             if logits is None:
                 logits = rows.new_empty(*rows.shape[:-1], real.out_features)
-            logits[..., done : done + rows.shape[-1]] = rows
-            done += rows.shape[-1]
+            count = min(rows.shape[-1], real.out_features - done)  # packed weights are padded at the end
+            logits[..., done : done + count] = rows[..., :count]
+            done += count
         assert logits is not None
         return logits
 

@@ -25,6 +25,7 @@ from transformers import (
     TokenizersBackend,
 )
 from transformers import __version__ as transformers_version
+from transformers.activations import GELUTanh, SiLUActivation
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -66,11 +67,13 @@ __all__ = [
     "Conv1D",
     "ExpertsInterface",
     "ForeignModule",
+    "GELUTanh",
     "MergeModulelist",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
     "PreTrainedTokenizerFast",
     "PretrainedConfig",
+    "SiLUActivation",
     "TokenizersBackend",
     "WeightConverter",
     "WeightRenaming",

@@ -66,6 +66,18 @@ class Packed:
     codec: WeightCodec
     transposed: bool
 
+    @property
+    def is_read_by_rows(self) -> bool:
+        """Whether some outputs can be read and packed without the others."""
+        content = self.original.content
+        return (
+            isinstance(content, Gather)
+            and not self.transposed
+            and all(
+                piece.entry.strides is None and piece.source.shape == piece.target.shape for piece in content.pieces
+            )
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterSource:

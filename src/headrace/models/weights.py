@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol
 
@@ -158,12 +158,27 @@ class WeightLoader:
         if isinstance(original.content, Stored):
             tensor.copy_(self._pack_stored(original.content))
             return
-        plain = self._allocate_staging(original.shape, getattr(torch, original.dtype))
+        for first, rows in self._rows_to_pack(packed, converted):
+            tensor[first : first + _PACKED_PARTS] = packed.codec.encode(rows)
+
+    def _rows_to_pack(
+        self, packed: Packed, converted: dict[int, dict[str, torch.Tensor]]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields the outputs of every few parts, with the number of the first of these parts."""
+        original, dtype = packed.original, getattr(torch, packed.original.dtype)
+        step = _PACKED_PARTS * PART_OUTPUTS
+        if packed.is_read_by_rows and isinstance(original.content, Gather):
+            for first in range(0, original.shape[0], step):
+                content = original.content.rows(first, min(first + step, original.shape[0]))
+                rows = self._allocate_staging(content.shape, dtype)
+                self._fill(rows, content)
+                yield first // PART_OUTPUTS, rows
+            return
+        plain = self._allocate_staging(original.shape, dtype)
         self._fill_from(original, plain, converted)
         weight = plain.t() if packed.transposed else plain
-        for first in range(0, len(tensor), _PACKED_PARTS):
-            rows = weight[first * PART_OUTPUTS : (first + _PACKED_PARTS) * PART_OUTPUTS]
-            tensor[first : first + _PACKED_PARTS] = packed.codec.encode(rows)
+        for first in range(0, len(weight), step):
+            yield first // PART_OUTPUTS, weight[first : first + step]
 
     def _fill_stored(self, tensor: torch.Tensor, stored: Stored) -> None:
         """Unpacks a weight that something else than a linear layer computes with."""

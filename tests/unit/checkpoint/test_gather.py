@@ -95,6 +95,14 @@ def test_an_expert_of_parts_that_follow_each_other_is_in_one_of_them() -> None:
         np.testing.assert_array_equal(store.read(both.item(index)), expected[index])
 
 
+def test_rows_are_those_of_every_part_that_has_some() -> None:
+    store = Store()
+    first, second = store.new((4, 6)), store.new((3, 6))
+    both, expected = concatenate([first[0], second[0]], 0), np.concatenate([first[1], second[1]])
+    for begin, end in ((0, 7), (1, 3), (2, 6), (4, 7), (6, 7)):
+        np.testing.assert_array_equal(store.read(both.rows(begin, end)), expected[begin:end])
+
+
 def test_a_part_of_a_tensor_can_be_a_piece() -> None:
     store = Store()
     whole, array = store.new((4, 5))

@@ -64,7 +64,16 @@ def test_products_with_4_bit_weights_are_those_of_the_unpacked_ones(
     weight = codec.decode(packed, num_outputs, num_inputs)
     exact = torch.nn.functional.linear(tokens.double(), weight.double(), bias.double())
     assert_rounded_once(found, exact, num_inputs, torch.float32)
-    assert torch.equal(found, linear(load(name), tokens, weight, bias))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_with_4_bit_weights_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+    tokens, packed = drawn(50, 704, dtype=dtype), Int4Codec().encode(drawn(150, 704))
+    together = int4_linear(load(name), tokens, packed, None, 150, 64)
+    for first, count in ((0, 1), (1, 2), (3, 3), (6, 4), (10, 5), (8, 17), (25, 25)):
+        part = int4_linear(load(name), tokens[first : first + count].contiguous(), packed, None, 150, 64)
+        assert torch.equal(part, together[first : first + count])
 
 
 @pytest.mark.parametrize("name", usable())
@@ -80,12 +89,15 @@ def test_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: to
 @pytest.mark.parametrize("name", usable())
 def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     tokens, weight = drawn(9, 300), drawn(500, 300, dtype=torch.bfloat16)
+    four_bits = Int4Codec().encode(weight)
     before = torch.get_num_threads()
     found = []
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            found.append(linear(load(name), tokens, weight, None))
+            plain = linear(load(name), tokens, weight, None)
+            packed = [int4_linear(load(name), some, four_bits, None, 500, 64) for some in (tokens, tokens[:2])]
+            found.append(torch.cat([plain, *packed]))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

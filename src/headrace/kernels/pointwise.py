@@ -1,0 +1,125 @@
+"""Calls what pointwise.cpp does on a CPU: what lies between matrix products, in one pass each."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from headrace.kernels.types import TYPES
+
+
+class NormForm(IntEnum):
+    """How a normalised number becomes a result; `headrace::NormForm` of pointwise.h."""
+
+    WEIGHT_TIMES_ROUNDED = 0
+    """The number is rounded to the dtype before the weight is multiplied with it."""
+    WEIGHT_TIMES_NUMBER = 1
+    ONE_PLUS_WEIGHT = 2
+
+
+class Activation(IntEnum):
+    """`headrace::Activation` of pointwise.h."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+class _RmsNorm(Structure):
+    """`headrace::RmsNorm` of pointwise.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "weight", "output")),
+        *((name, c_int64) for name in ("num_rows", "width")),
+        *((name, c_int32) for name in ("type", "form", "num_threads")),
+        ("epsilon", c_float),
+    )
+
+
+class _Gate(Structure):
+    """`headrace::Gate` of pointwise.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("gate", "up", "output")),
+        ("count", c_int64),
+        *((name, c_int32) for name in ("type", "activation", "num_threads")),
+    )
+
+
+class _Rotation(Structure):
+    """`headrace::Rotation` of pointwise.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "cosines", "sines", "output")),
+        *((name, c_int64) for name in ("token_stride", "head_stride", "num_tokens", "num_heads", "width")),
+        *((name, c_int32) for name in ("type", "num_threads")),
+    )
+
+
+def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
+    """Returns `numbers` (..., W), contiguous, of one of `TYPES`, divided by their root mean square, by `weight` (W).
+
+    Zhang and Sennrich, 2019. Sums are taken in fp32.
+    """
+    output = torch.empty_like(numbers)
+    width = numbers.shape[-1]
+    call = _RmsNorm(
+        input=numbers.data_ptr(),
+        weight=weight.data_ptr(),
+        output=output.data_ptr(),
+        num_rows=numbers.numel() // width,
+        width=width,
+        type=TYPES[numbers.dtype],
+        form=form,
+        num_threads=torch.get_num_threads(),
+        epsilon=epsilon,
+    )
+    library.headrace_rms_norm(byref(call))
+    return output
+
+
+def gated(library: ctypes.CDLL, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """Returns activation(gate) * up, both of one shape, contiguous, and of one of `TYPES`.
+
+    The activation is rounded to the dtype, as it is where it is a tensor of its own.
+    """
+    output = torch.empty_like(up)
+    call = _Gate(
+        gate=gate.data_ptr(),
+        up=up.data_ptr(),
+        output=output.data_ptr(),
+        count=up.numel(),
+        type=TYPES[up.dtype],
+        activation=activation,
+        num_threads=torch.get_num_threads(),
+    )
+    library.headrace_gate(byref(call))
+    return output
+
+
+def rotated(library: ctypes.CDLL, numbers: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Returns `numbers` (T, H, W), turned by angles of (T, W), contiguous; all of one of `TYPES`.
+
+    Su et al., 2021, in the order of GPT-NeoX: number i is turned with number i + W / 2. Each product and sum is rounded
+    to the dtype. Numbers of one head of a token lie next to each other.
+    """
+    num_tokens, num_heads, width = numbers.shape
+    output = numbers.new_empty(numbers.shape)
+    call = _Rotation(
+        input=numbers.data_ptr(),
+        cosines=cosines.data_ptr(),
+        sines=sines.data_ptr(),
+        output=output.data_ptr(),
+        token_stride=numbers.stride(0),
+        head_stride=numbers.stride(1),
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        width=width,
+        type=TYPES[numbers.dtype],
+        num_threads=torch.get_num_threads(),
+    )
+    library.headrace_rotate(byref(call))
+    return output
