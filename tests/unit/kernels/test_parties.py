@@ -66,7 +66,7 @@ def random_layout(seed: int) -> tuple[RaggedLayout, int | None]:
 
 
 def check_token(layout: RaggedLayout, row: int, visited: npt.NDArray[np.int64], lowest: int, newest: int) -> None:
-    """The visits of one token of `row`, in order, show it every position from `lowest` to `newest`, in its own blocks."""
+    """Visits of one token of `row`, in order, show it the positions from `lowest` to `newest`, in its own blocks."""
     assert all(earlier < later for earlier, later in pairwise(visited[:, 6] // KEYS))
     seen = []
     for _, _, _, token_lowest, token_newest, table_row, first, stop in visited.tolist():

@@ -33,7 +33,8 @@ extern "C" int64_t visits(const int64_t *starts, const int64_t *lengths, const i
             for (int i = visit.first_token; i < visit.stop_token; i++) {
                 const headrace::Token &token = parties[party].tokens[i];
                 for (int64_t each : {number, int64_t(party), token.place, int64_t(token.lowest), int64_t(token.newest),
-                                     int64_t(visit.row), int64_t(visit.tile + visit.first), int64_t(visit.tile + visit.stop)})
+                                     int64_t(visit.row), int64_t(visit.tile + visit.first),
+                                     int64_t(visit.tile + visit.stop)})
                     *next++ = each;
             }
     }
@@ -45,9 +46,11 @@ extern "C" int64_t visits(const int64_t *starts, const int64_t *lengths, const i
 def visits(
     layout: RaggedLayout, *, num_heads: int, num_kv_heads: int, window: int | None = None, num_threads: int = 1
 ) -> npt.NDArray[np.int64]:
-    """Returns for each visit and each token in it, in order, (8,): the number of the visit, that of the party, the
-    token's place in the micro-batch, the lowest and the newest position it sees; the row whose blocks are read, the first
-    position read, and the end."""
+    """Returns (N, 8): for each visit, in order, and each token in it a row of numbers.
+
+    They are the number of the visit, that of the party; the token's place in the micro-batch, the lowest and the newest
+    position that it sees; the row whose blocks are read, the first position that is read, and the end.
+    """
     most = int((layout.starts + layout.lengths).max()) // 32 + 1
     found = np.empty((int(layout.lengths.sum()) * most, 8), dtype=np.int64)
     starts, lengths, query_starts, block_table = (
