@@ -8,7 +8,8 @@ Decoding rows are measured in bytes of keys and values per second, beside a plai
 operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
 without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
 one batch. All take turns. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
-numbers all the same.
+numbers all the same. Of rows that share a prefix as many bytes are counted as if each read its own;
+`apart` is the library where each does, since every row has copies of the shared blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from benchmarks.machine import provenance
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import PagedAttention
-from headrace.attention.ragged import KVPages, RaggedLayout
+from headrace.attention.ragged import Integers, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.compression.kv_codec import KV_CODECS, KVCodec
 from headrace.compression.kv_codes import encode
@@ -39,7 +40,7 @@ BLOCK_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`num_rows` rows of `context` tokens, the last `num_queries` of which are computed."""
+    """`num_rows` rows of `context` tokens, the first `shared` the same in all; the last `num_queries` are computed."""
 
     num_heads: int
     num_kv_heads: int
@@ -47,11 +48,14 @@ class Case:
     num_rows: int
     context: int
     num_queries: int
+    shared: int = 0
 
     @property
     def name(self) -> str:
         kind = "decode" if self.num_queries == 1 else "prefill"
-        return f"{kind} {self.num_rows} x {self.context}, {self.num_heads}/{self.num_kv_heads} heads of {self.width}"
+        shared = f" of which {self.shared} shared" if self.shared else ""
+        heads = f"{self.num_heads}/{self.num_kv_heads} heads of {self.width}"
+        return f"{kind} {self.num_rows} x {self.context}{shared}, {heads}"
 
     @property
     def num_operations(self) -> int:
@@ -67,6 +71,10 @@ CASES = [
     Case(num_heads=32, num_kv_heads=8, width=64, num_rows=1, context=512, num_queries=512),
     Case(num_heads=32, num_kv_heads=32, width=128, num_rows=1, context=512, num_queries=512),
     Case(num_heads=32, num_kv_heads=32, width=128, num_rows=8, context=128, num_queries=128),
+    Case(num_heads=32, num_kv_heads=8, width=64, num_rows=64, context=1255, num_queries=1, shared=1191),
+    Case(num_heads=32, num_kv_heads=8, width=64, num_rows=8, context=1255, num_queries=1, shared=1191),
+    Case(num_heads=32, num_kv_heads=32, width=64, num_rows=32, context=1255, num_queries=1, shared=1191),
+    Case(num_heads=32, num_kv_heads=8, width=128, num_rows=64, context=1255, num_queries=1, shared=1191),
 ]
 
 
@@ -91,18 +99,15 @@ def main() -> None:
 def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int) -> dict[str, float]:
     num_blocks = case.num_rows * -(-case.context // BLOCK_TOKENS)
     pages = _pages(case, num_blocks, dtype, codec)
-    layout = RaggedLayout.build(
-        block_tokens=BLOCK_TOKENS,
-        starts=np.full(case.num_rows, case.context - case.num_queries),
-        lengths=np.full(case.num_rows, case.num_queries),
-        block_table=np.random.default_rng(0).permutation(num_blocks).reshape(case.num_rows, -1),
-        device=torch.device("cpu"),
-    )
+    table = np.random.default_rng(0).permutation(num_blocks).reshape(case.num_rows, -1)
+    apart, layout = _layout(case, table), _layout(case, _with_shared_blocks(case, table))
     query = torch.randn(case.num_rows * case.num_queries, case.num_heads, case.width).to(dtype)
     rule = AttentionRule(scale=case.width**-0.5)
     ways: dict[str, Callable[[], object]] = {
         name: lambda name=name: PagedAttention(load(name)).attend(query, pages, layout, rule) for name in usable()
     }
+    if case.shared and usable():
+        ways["apart"] = lambda: PagedAttention(load(usable()[0])).attend(query, pages, apart, rule)
     ways["torch"] = lambda: GroupedAttention().attend(query, pages, layout, rule)
     ways["sdpa"] = _sdpa(case, dtype)
     assert pages.values is not None
@@ -126,6 +131,22 @@ def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int
         **{f"{name}, ms": round(1e3 * median, 3) for name, median in medians.items()},
         **({"share_of_limit": round(rates[usable()[0]] / rates["limit"], 3)} if usable() else {}),
     }
+
+
+def _layout(case: Case, table: Integers) -> RaggedLayout:
+    return RaggedLayout.build(
+        block_tokens=BLOCK_TOKENS,
+        starts=np.full(case.num_rows, case.context - case.num_queries),
+        lengths=np.full(case.num_rows, case.num_queries),
+        block_table=table,
+        device=torch.device("cpu"),
+    )
+
+
+def _with_shared_blocks(case: Case, table: Integers) -> Integers:
+    """As the cache makes it: whole blocks are shared, of the next one each row has a copy."""
+    num_shared = case.shared // BLOCK_TOKENS
+    return np.concatenate((np.repeat(table[:1, :num_shared], case.num_rows, axis=0), table[:, num_shared:]), axis=1)
 
 
 def _pages(case: Case, num_blocks: int, dtype: torch.dtype, codec: KVCodec | None) -> KVPages:

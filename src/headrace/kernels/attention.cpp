@@ -1,9 +1,9 @@
 // Ragged attention over paged keys and values, for prompts and decoding rows alike.
 //
-// Of every row, TILE_KEYS keys at a time, counted from position 0, are scored against up to TILE_QUERIES queries that
-// share a KV head, and their values are weighed into results that are rescaled when a larger score comes. What is
-// computed for one query, and in which order, depends on its position alone: not on the queries or rows beside it, nor
-// on how a prompt is cut into chunks. Arithmetic is in fp32.
+// TILE_KEYS keys at a time, counted from position 0, are scored against up to TILE_QUERIES queries that share a KV head, and
+// their values are weighed into results that are rescaled when a larger score comes. What is computed for one query, and in
+// which order, depends on its position alone: not on the queries or rows beside it, nor on how a prompt is cut into chunks,
+// nor on whether its keys are read for others, too (parties.h). Arithmetic is in fp32.
 #include "attention.h"
 
 #include <algorithm>
@@ -12,12 +12,11 @@
 
 #include "codes.h"
 #include "floats.h"
+#include "parties.h"
 
 namespace headrace {
 namespace {
 
-constexpr int TILE_KEYS = 32;
-constexpr int TILE_QUERIES = 32;
 constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
 constexpr int KEY_VECTORS = TILE_KEYS / LANES;
 constexpr int WIDENED_FOR = 8;  // from so many queries on narrow keys are widened once, in a tile's own memory
@@ -32,7 +31,6 @@ struct Tile {
     float *queries, *keys, *values, *results, *scores;
     Floats totals[TILE_QUERIES];  // each lane sums its own keys' weights
     float most[TILE_QUERIES];
-    int num_queries;
 
     explicit Tile(const Attention &call) : key_width(padded(call.key_width)), value_width(padded(call.value_width)) {
         memory.resize(TILE_QUERIES * (key_width + value_width + TILE_KEYS) + TILE_KEYS * (key_width + value_width));
@@ -44,26 +42,30 @@ struct Tile {
     }
 };
 
-// Some queries of one row that share a KV head: tokens first_token .. stop_token of the chunk, and for each of them the
-// heads first_head .. stop_head.
+// The queries of a party for heads first_head .. stop_head, which share a KV head: for each token, one for each head.
 struct Work {
-    int row, kv_head, first_token, stop_token, first_head, stop_head;
+    const Party *party;
+    int kv_head, first_head, stop_head;
 
     int heads() const { return stop_head - first_head; }
-    int num_queries() const { return (stop_token - first_token) * heads(); }
+    int num_queries() const { return party->num_tokens() * heads(); }
+};
+
+// Some of them, one behind the other.
+struct Queries {
+    int first, stop;
 };
 
 // ---- queries in, results out ----------------------------------------------------------------------------------------
 
 int64_t packed_row(const Attention &call, const Work &work, int query) {
-    int64_t token = call.query_starts[work.row] + work.first_token + query / work.heads();
-    return token * call.num_heads + work.first_head + query % work.heads();
+    const Token &token = work.party->tokens[query / work.heads()];
+    return token.place * call.num_heads + work.first_head + query % work.heads();
 }
 
 template <class Element>
 void take_queries(const Attention &call, const Work &work, Tile &tile) {
-    tile.num_queries = work.num_queries();
-    for (int q = 0; q < tile.num_queries; q++) {
+    for (int q = 0; q < work.num_queries(); q++) {
         float *query = tile.queries + q * tile.key_width;
         const Element *from = static_cast<const Element *>(call.query) + packed_row(call, work, q) * call.key_width;
         widen_row(from, call.key_width, query);
@@ -71,12 +73,12 @@ void take_queries(const Attention &call, const Work &work, Tile &tile) {
         tile.most[q] = NEVER;
         tile.totals[q] = zeros();
     }
-    std::fill(tile.results, tile.results + tile.num_queries * tile.value_width, 0.0f);
+    std::fill(tile.results, tile.results + work.num_queries() * tile.value_width, 0.0f);
 }
 
 template <class Element>
 void give_results(const Attention &call, const Work &work, const Tile &tile) {
-    for (int q = 0; q < tile.num_queries; q++) {
+    for (int q = 0; q < work.num_queries(); q++) {
         float total = sum(tile.totals[q]), factor = 1.0f;
         if (call.sinks) {
             float sink = call.sinks[work.first_head + q % work.heads()], most = std::max(tile.most[q], sink);
@@ -115,41 +117,45 @@ struct Ahead {
     }
 };
 
-// One row's keys, or its values, for one KV head.
+// Keys or values of one KV head.
 template <class Element>
 struct Paged {
     const Element *pages;
-    const int64_t *strides, *table;
+    const int64_t *strides, *block_table;
+    int64_t table_width;
     int block_tokens, width;
     int border;        // numbers of the first record; those behind it are another one
     int row_elements;  // of the pages
 
-    Paged(const Attention &call, const Work &work, const void *pages, const int64_t *strides, int width, int border)
-        : pages(static_cast<const Element *>(pages) + work.kv_head * strides[1]),
+    Paged(const Attention &call, int kv_head, const void *pages, const int64_t *strides, int width, int border)
+        : pages(static_cast<const Element *>(pages) + kv_head * strides[1]),
           strides(strides),
-          table(call.block_table + work.row * call.table_width),
+          block_table(call.block_table),
+          table_width(call.table_width),
           block_tokens(call.block_tokens),
           width(width),
           border(border),
           row_elements(Stored<Element>::elements(border) + Stored<Element>::elements(width - border)) {}
 
-    const Element *at(int position) const {
-        return pages + table[position / block_tokens] * strides[0] + position % block_tokens * strides[2];
+    const Element *at(int row, int position) const {
+        const int64_t block = block_table[row * table_width + position / block_tokens];
+        return pages + block * strides[0] + position % block_tokens * strides[2];
     }
     // Whether a tile is one piece of a page.
     bool whole_tiles() const { return block_tokens % TILE_KEYS == 0; }
     // Whether its rows are numbers that fill whole registers.
     bool readable_in_place() const { return !CODED<Element> && whole_tiles() && width % LANES == 0; }
-    Rows<Element> in_place(int begin) const { return {at(begin), strides[2]}; }
-    Ahead ahead(int begin, int stop) const {
-        if (begin >= stop || !whole_tiles()) return {};
+    Rows<Element> in_place(const Visit &visit) const { return {at(visit.row, visit.tile), strides[2]}; }
+    Ahead ahead(const Visit &visit) const {
+        if (!whole_tiles()) return {};
         const int64_t size = sizeof(Element);
-        return {reinterpret_cast<const char *>(at(begin)), strides[2] * size, static_cast<int>(row_elements * size)};
+        const char *first = reinterpret_cast<const char *>(at(visit.row, visit.tile));
+        return {first, strides[2] * size, static_cast<int>(row_elements * size)};
     }
-    Rows<float> widened(int begin, int first, int stop, float *to, int row_width) const {
-        for (int position = first; position < stop; position++) {
-            const Element *row = at(position);
-            float *target = to + (position - begin) * row_width;
+    Rows<float> widened(const Visit &visit, float *to, int row_width) const {
+        for (int key = visit.first; key < visit.stop; key++) {
+            const Element *row = at(visit.row, visit.tile + key);
+            float *target = to + key * row_width;
             widen_row(row, border, target);
             if (border < width) widen_row(row + Stored<Element>::elements(border), width - border, target + border);
         }
@@ -157,13 +163,13 @@ struct Paged {
     }
 };
 
-// Gives `use` the keys or values first <= position < stop of the tile that begins at `begin`: where they lie, or widened.
+// Gives `use` the keys or values of a visit: where they lie, or widened.
 template <class Element, class Use>
-void with_rows(const Paged<Element> &paged, bool in_place, int begin, int first, int stop, float *to, int row_width, Use use) {
+void with_rows(const Paged<Element> &paged, const Visit &visit, bool in_place, float *to, int row_width, Use use) {
     if constexpr (!CODED<Element>) {
-        if (in_place) return use(paged.in_place(begin));
+        if (in_place) return use(paged.in_place(visit));
     }
-    use(paged.widened(begin, first, stop, to, row_width));
+    use(paged.widened(visit, to, row_width));
 }
 
 // ---- scores ---------------------------------------------------------------------------------------------------------
@@ -190,21 +196,21 @@ Floats products(const float *queries, int width, Rows<Element> keys, int k) {
 }
 
 template <class Element>
-void score(Tile &tile, Rows<Element> keys, Ahead ahead) {
+void score(Tile &tile, Queries queries, Rows<Element> keys, Ahead ahead) {
     const int width = tile.key_width;
-    int q = 0;
-    for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
+    int q = queries.first;
+    for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK)
         for (int k = 0; k < TILE_KEYS; k += 4) {
-            if (q == 0)
+            if (q == queries.first)
                 for (int i = 0; i < 4; i++) ahead.ask_for(k + i);
             float scored[LANES];
             store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * width, width, keys, k));
             for (int i = 0; i < QUERY_BLOCK; i++)
                 std::memcpy(tile.scores + (q + i) * TILE_KEYS + k, scored + 4 * i, 4 * sizeof(float));
         }
-    for (; q < tile.num_queries; q++)
+    for (; q < queries.stop; q++)
         for (int k = 0; k < TILE_KEYS; k += LANES) {
-            if (q == 0)
+            if (q == queries.first)
                 for (int i = 0; i < LANES; i++) ahead.ask_for(k + i);
             store(tile.scores + q * TILE_KEYS + k, products<1, LANES>(tile.queries + q * width, width, keys, k));
         }
@@ -278,57 +284,62 @@ void add_values_of(Tile &tile, Rows<Element> values, int q, const float *factors
 }
 
 template <class Element>
-void add_all_values(Tile &tile, Rows<Element> values, const float *factors, int stop, Ahead ahead) {
-    int q = 0;
-    for (; q + QUERY_BLOCK <= tile.num_queries; q += QUERY_BLOCK)
-        add_values_of<QUERY_BLOCK, 4>(tile, values, q, factors, stop, q ? Ahead{} : ahead);
-    for (; q < tile.num_queries; q++)
-        add_values_of<1, 8>(tile, values, q, factors, stop, q ? Ahead{} : ahead);
+void add_all_values(Tile &tile, Queries queries, Rows<Element> values, const float *factors, int stop, Ahead ahead) {
+    int q = queries.first;
+    for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK)
+        add_values_of<QUERY_BLOCK, 4>(tile, values, q, factors, stop, q == queries.first ? ahead : Ahead{});
+    for (; q < queries.stop; q++)
+        add_values_of<1, 8>(tile, values, q, factors, stop, q == queries.first ? ahead : Ahead{});
 }
 
 // ---- one piece of work ----------------------------------------------------------------------------------------------
 
 template <class Element>
 void attend(const Attention &call, const Work &work, Tile &tile) {
-    const Paged<Element> keys(call, work, call.keys, call.key_strides, call.key_width, call.key_border);
-    const Paged<Element> values(call, work, call.values, call.value_strides, call.value_width, call.value_width);
-    const int start = static_cast<int>(call.starts[work.row]);
-    const int oldest = start + work.first_token, newest = start + work.stop_token - 1;  // positions of the queries
-    const int lowest = call.window ? std::max(0, oldest - call.window + 1) : 0;
-    const bool few = tile.num_queries < WIDENED_FOR || sizeof(Element) == sizeof(float);
-    const bool in_place = few && keys.readable_in_place() && values.readable_in_place();
+    const Paged<Element> keys(call, work.kv_head, call.keys, call.key_strides, call.key_width, call.key_border);
+    const Paged<Element> values(call, work.kv_head, call.values, call.value_strides, call.value_width, call.value_width);
+    const bool readable_in_place = keys.readable_in_place() && values.readable_in_place();
     float factors[TILE_QUERIES];
-    for (int begin = lowest / TILE_KEYS * TILE_KEYS; begin <= newest; begin += TILE_KEYS) {
-        const int first = std::max(begin, lowest), stop = std::min(begin + TILE_KEYS, newest + 1);
-        const Ahead then_values = values.ahead(begin, stop), then_keys = keys.ahead(begin + TILE_KEYS, newest + 1);
-        with_rows(keys, in_place, begin, first, stop, tile.keys, tile.key_width,
-                  [&](auto rows) { score(tile, rows, then_values); });
-        for (int q = 0; q < tile.num_queries; q++) {
-            const int position = oldest + q / work.heads();
-            const int sees = call.window ? std::max(lowest, position - call.window + 1) : 0;
-            factors[q] = weigh(call, tile, q, work.first_head + q % work.heads(), begin, sees - begin, position + 1 - begin);
+    Visits visits(*work.party);
+    Visit visit, next;
+    for (bool more = visits.next(visit); more; visit = next) {
+        more = visits.next(next);
+        const Queries queries{visit.first_token * work.heads(), visit.stop_token * work.heads()};
+        const bool few = queries.stop - queries.first < WIDENED_FOR || sizeof(Element) == sizeof(float);
+        const bool in_place = few && readable_in_place;
+        with_rows(keys, visit, in_place, tile.keys, tile.key_width,
+                  [&](auto rows) { score(tile, queries, rows, values.ahead(visit)); });
+        int q = queries.first;
+        for (int i = visit.first_token; i < visit.stop_token; i++) {
+            const Token &token = work.party->tokens[i];
+            for (int head = work.first_head; head < work.stop_head; head++, q++)
+                factors[q] = weigh(call, tile, q, head, visit.tile, token.lowest - visit.tile, token.newest + 1 - visit.tile);
         }
-        with_rows(values, in_place, begin, first, stop, tile.values, tile.value_width,
-                  [&](auto rows) { add_all_values(tile, rows, factors, stop - begin, then_keys); });
+        with_rows(values, visit, in_place, tile.values, tile.value_width, [&](auto rows) {
+            add_all_values(tile, queries, rows, factors, visit.stop, more ? keys.ahead(next) : Ahead{});
+        });
     }
 }
 
-std::vector<Work> divided(const Attention &call) {
-    const int group = call.num_heads / call.num_kv_heads;
-    const int heads = std::min(group, TILE_QUERIES), tokens = TILE_QUERIES / heads;
+// All queries. Pieces that read the same keys come one after another.
+std::vector<Work> divided(const Attention &call, const std::vector<Party> &parties) {
+    const int group = call.num_heads / call.num_kv_heads, heads = heads_together(call);
     std::vector<Work> all;
-    for (int row = 0; row < call.num_rows; row++)
+    for (size_t first = 0, stop; first < parties.size(); first = stop) {
+        for (stop = first + 1; stop < parties.size() && parties[stop].parts[0].ever_joins();) stop++;
         for (int kv_head = 0; kv_head < call.num_kv_heads; kv_head++)
             for (int head = 0; head < group; head += heads)
-                for (int token = 0; token < call.lengths[row]; token += tokens)
-                    all.push_back({row, kv_head, token, std::min<int>(token + tokens, call.lengths[row]),
-                                   kv_head * group + head, kv_head * group + std::min(head + heads, group)});
+                for (size_t i = first; i < stop; i++)
+                    all.push_back({&parties[i], kv_head, kv_head * group + head,
+                                   kv_head * group + std::min(head + heads, group)});
+    }
     return all;
 }
 
 template <class Query, class Element>
 void attend_all(const Attention &call) {
-    const std::vector<Work> all = divided(call);
+    const std::vector<Party> parties = all_parties(call);
+    const std::vector<Work> all = divided(call, parties);
 #pragma omp parallel num_threads(call.num_threads)
     {
         Tile tile(call);

@@ -26,6 +26,7 @@ HEADERS = (
     "linear.h",
     "packing.h",
     "panels.h",
+    "parties.h",
     "pointwise.h",
     "scratch.h",
     "types.h",
@@ -66,13 +67,11 @@ def build() -> list[Path]:
     """Compiles what is missing, removes what older sources gave, and returns the libraries.
 
     Raises:
-        BuildError: not an x86-64 Linux, no compiler (`CXX`, else c++, g++ or clang++), or it failed.
+        BuildError: not an x86-64 Linux, no compiler, or it failed.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise BuildError(f"kernels are written for x86-64 Linux, this is {platform.machine()} {platform.system()}")
-    compiler = next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise BuildError("no C++ compiler (Debian, Ubuntu: apt install g++)")
+    compiler = find_compiler()
     libraries = {library_file(name): options for name, options in INSTRUCTION_SETS.items()}
     for library, options in libraries.items():
         if not library.exists():
@@ -81,6 +80,18 @@ def build() -> list[Path]:
         if old not in libraries:
             old.unlink()
     return list(libraries)
+
+
+def find_compiler() -> str:
+    """The C++ compiler: `CXX`, else c++, g++ or clang++.
+
+    Raises:
+        BuildError: there is none.
+    """
+    compiler = next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise BuildError("no C++ compiler (Debian, Ubuntu: apt install g++)")
+    return compiler
 
 
 def _compile(compiler: str, processor: Sequence[str], library: Path) -> None:

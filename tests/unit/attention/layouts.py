@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ def make_scene(
     window: int | None = None,
     garbage: float = 0.0,
     codec: KVCodec | None = None,
+    shared: Mapping[int, tuple[int, int]] | None = None,
 ) -> Scene:
     """Puts rows of (start, length) into pages at random blocks.
 
@@ -64,6 +65,7 @@ def make_scene(
         window: blocks that no token of a row reads any more are freed: -1 in the table.
         garbage: what the pages hold where nothing was written; any number but 0 makes codes of NaN.
         codec: what the pages hold keys and values in.
+        shared: for a row, an earlier one and how many of that one's first blocks are its own first blocks, too.
     """
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
@@ -80,6 +82,9 @@ def make_scene(
         first = 0 if window is None else max(0, start - window + 1) // block_tokens
         for column in range(first, -(-stop // block_tokens)):
             table[row, column] = blocks.pop()
+    for row, (earlier, num_shared) in (shared or {}).items():
+        own, others = table[row, :num_shared], table[earlier, :num_shared]
+        own[:] = np.where((own < 0) | (others < 0), own, others)
     layout = RaggedLayout.build(
         block_tokens=block_tokens,
         starts=np.array([start for start, _ in chunks]),
@@ -103,6 +108,10 @@ def make_scene(
         own[..., : heads.value_width] if heads.latent else noise(stop, heads.num_kv_heads, heads.value_width)
         for own, stop in zip(keys, stops, strict=True)
     ]
+    for row, (earlier, num_shared) in (shared or {}).items():
+        num_tokens = min(num_shared * block_tokens, stops[row], stops[earlier])
+        for numbers in (keys, values):
+            numbers[row][:num_tokens] = numbers[earlier][:num_tokens]
     begun = [row for row, (start, _) in enumerate(chunks) if start]
     if begun:
         past = RaggedLayout.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -43,6 +44,14 @@ RULES = {
 }
 
 
+@pytest.fixture
+def num_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def alone(backend: PagedAttention, scene: Scene, rule: AttentionRule, row: int, first: int, stop: int) -> Tensor:
     """Attends for tokens `first` to `stop` of a row's chunk, in a micro-batch of their own."""
     layout = RaggedLayout.build(
@@ -70,6 +79,75 @@ def test_a_result_is_bitwise_the_same_whatever_is_computed_beside_it(heads: str,
             cuts = sorted({0, length, *(draw.randrange(length + 1) for _ in range(3))})
             pieces += [alone(backend, scene, RULES[rule], row, *cut) for cut in pairwise(cuts)]
         assert torch.equal(together, torch.cat(pieces))
+
+
+def family(seed: int, block_tokens: int) -> tuple[list[tuple[int, int]], dict[int, tuple[int, int]]]:
+    """Returns the chunks of rows that begin alike, each like an earlier one, and what they share; see `make_scene`."""
+    draw = random.Random(seed)
+    chunks = [(draw.randrange(100, 200), draw.choice([1, 40]))]
+    shared = {}
+    for row in range(1, 12):
+        earlier = draw.randrange(row)
+        most = sum(chunks[earlier]) // block_tokens
+        num_shared = draw.choice([most, draw.randrange(most + 1)])
+        start = max(0, num_shared * block_tokens + draw.choice([0, 0, 7, 70, -50]))
+        chunks.append((start, draw.choice([1, 1, 1, 3, 20])))
+        shared[row] = earlier, min(num_shared, sum(chunks[row]) // block_tokens)
+    return chunks, shared
+
+
+def rule_of_heads(name: str, heads: Heads) -> AttentionRule:
+    many = torch.arange(heads.num_heads)
+    of_heads = {
+        "sinks": AttentionRule(scale=0.3, sinks=many / 10 - 1.5),
+        "slopes": AttentionRule(scale=0.3, slopes=0.5 ** (many % 8 + 1)),
+    }
+    return {**RULES, **of_heads}[name]
+
+
+@pytest.mark.parametrize("kept_in", KEPT_IN)
+@pytest.mark.parametrize("name", [*RULES, "sinks", "slopes"])
+@pytest.mark.parametrize("heads", SHAPES)
+def test_rows_that_share_blocks_attend_bitwise_as_if_each_were_alone(heads: str, name: str, kept_in: str) -> None:
+    rule = rule_of_heads(name, SHAPES[heads])
+    for seed, block_tokens in enumerate((4, 32, 48), start=len(heads) + len(name)):
+        chunks, shared = family(seed, block_tokens)
+        scene = make_scene(
+            seed,
+            SHAPES[heads],
+            chunks,
+            block_tokens=block_tokens,
+            window=rule.window,
+            garbage=3.0,
+            shared=shared,
+            **KEPT_IN[kept_in],
+        )
+        for backend in BACKENDS:
+            rows = [alone(backend, scene, rule, row, 0, length) for row, (_, length) in enumerate(chunks)]
+            together = backend.attend(scene.query, scene.pages, scene.layout, rule)
+            assert torch.equal(together, torch.cat(rows))
+
+
+def test_rows_that_share_blocks_attend_bitwise_the_same_with_more_threads(num_threads: Callable[[int], None]) -> None:
+    chunks, shared = family(5, 32)
+    scene = make_scene(5, SHAPES["grouped-query"], chunks, block_tokens=32, shared=shared)
+    for backend in BACKENDS:
+        rows = [alone(backend, scene, RULES["plain"], row, 0, length) for row, (_, length) in enumerate(chunks)]
+        for number in (2, 5):
+            num_threads(number)
+            together = backend.attend(scene.query, scene.pages, scene.layout, RULES["plain"])
+            assert torch.equal(together, torch.cat(rows))
+
+
+@pytest.mark.parametrize("name", [*RULES, "sinks", "slopes"])
+def test_rows_that_share_blocks_attend_as_the_definition_says(name: str) -> None:
+    heads = SHAPES["grouped-query"]
+    rule, (chunks, shared) = rule_of_heads(name, heads), family(3, 32)
+    scene = make_scene(3, heads, chunks, block_tokens=32, window=rule.window, shared=shared)
+    defined = attend_plainly(scene, rule)
+    for backend in BACKENDS:
+        attended = backend.attend(scene.query, scene.pages, scene.layout, rule)
+        torch.testing.assert_close(attended.double(), defined, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("codec", [None, INT8, INT4], ids=["plain", "int8", "int4"])
