@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ _BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def measure(request: Figures) -> Figures:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: it has all cores then
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: no other takes of its cores
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     from vllm import LLM, SamplingParams
 
@@ -67,5 +69,16 @@ def _kv_bytes(request: Figures, number_bytes: int) -> int:
     return 2 * config["num_hidden_layers"] * width * number_bytes * blocks * _BLOCK_TOKENS
 
 
+def _preload() -> None:
+    """Starts this process anew with the libraries that vLLM preloads into its own workers: OpenMP and an allocator."""
+    folders = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("torch", "vllm")]
+    patterns = ("lib/libgomp*.so*", "libs/libtcmalloc*.so*")
+    libraries = [str(file) for folder, pattern in zip(folders, patterns, strict=True) for file in folder.glob(pattern)]
+    if libraries and "LD_PRELOAD" not in os.environ:
+        os.environ["LD_PRELOAD"] = ":".join(libraries)
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.systems.vllm_resident"])
+
+
 if __name__ == "__main__":
+    _preload()
     serve(measure)
