@@ -6,7 +6,7 @@
 
 Every run is a process of its own. First each system is tried once with every way to hold the model in a precision and
 with growing batches; then its best settings, for a single row and for tokens per second, are measured in turn with the
-others'. Environments of peers are made in `--peers`, of some GB each, and models in `--work`, in the forms that peers read.
+others'. Environments of peers are made in `--peers`, of some GB each; models in `--work`, in each form that is read.
 """
 
 from __future__ import annotations
