@@ -108,7 +108,7 @@ SYSTEMS = {
     "llama.cpp": System(
         module="benchmarks.systems.llama_cpp_resident",
         peer="llama.cpp",
-        variants={"full": _gguf("BF16"), "int8": _gguf("Q8_0"), "int4": _gguf("Q4_0")},
+        variants={"full": _gguf("BF16") + _gguf("F32"), "int8": _gguf("Q8_0"), "int4": _gguf("Q4_0")},
     ),
     "ctranslate2": System(
         module="benchmarks.systems.ctranslate2_resident",
