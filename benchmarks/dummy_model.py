@@ -1,10 +1,9 @@
-"""Llama-shaped checkpoints of random weights, written a layer at a time."""
+"""Checkpoints of random weights, written a layer at a time."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,17 +11,20 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from benchmarks.llama_shape import LlamaShape
+from benchmarks.opt_shape import OptShape
 from benchmarks.weight_files import drop_from_cache, weight_files
+
+Shape = LlamaShape | OptShape
 
 _INDEX = "model.safetensors.index.json"
 _SPREAD = 0.02
-"""Standard deviation of all matrices: what Llama's own initialisation uses."""
+"""Standard deviation of all matrices: what the models' own initialisation uses."""
 
 
-def make_model(folder: Path, shape: LlamaShape, dtype: str) -> int:
+def make_model(folder: Path, shape: Shape, dtype: str) -> int:
     """Writes a model with its tokenizer to `folder`, unless just this one is there, and returns its weights' bytes.
 
     Takes the memory of one layer. Every file is on the disk when this returns, and none of it in the file cache.
@@ -39,19 +41,20 @@ def make_model(folder: Path, shape: LlamaShape, dtype: str) -> int:
     return int(json.loads((folder / _INDEX).read_text())["metadata"]["total_size"])
 
 
-def _write(folder: Path, shape: LlamaShape, dtype: str) -> None:
+def _write(folder: Path, shape: Shape, dtype: str) -> None:
     for old in weight_files(folder):
         old.unlink()
-    LlamaConfig(**asdict(shape), eos_token_id=None, architectures=["LlamaForCausalLM"], dtype=dtype).save_pretrained(
-        folder
-    )
+    AutoConfig.for_model(
+        shape.model_type, **asdict(shape), eos_token_id=None, architectures=[shape.architecture], dtype=dtype
+    ).save_pretrained(folder)
     words = {f"w{index}": index for index in range(shape.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     places: dict[str, str] = {}
     total_bytes = 0
-    for number, tensors in enumerate(_shards(shape, getattr(torch, dtype), generator)):
+    for number, sizes in enumerate(shape.files()):
+        tensors = {name: _made(name, size, getattr(torch, dtype), generator) for name, size in sizes.items()}
         file = folder / f"model-{number:05}.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
         with file.open("rb") as stream:
@@ -62,18 +65,8 @@ def _write(folder: Path, shape: LlamaShape, dtype: str) -> None:
     (folder / _INDEX).write_text(json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": places}))
 
 
-def _shards(shape: LlamaShape, dtype: torch.dtype, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
-    def random(outputs: int, inputs: int) -> Tensor:
-        return torch.empty(outputs, inputs, dtype=dtype).normal_(std=_SPREAD, generator=generator)
-
-    def ones() -> Tensor:
-        return torch.ones(shape.hidden_size, dtype=dtype)
-
-    yield {"model.embed_tokens.weight": random(shape.vocab_size, shape.hidden_size)}
-    for layer in range(shape.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        norms = {prefix + f"{name}_layernorm.weight": ones() for name in ("input", "post_attention")}
-        yield norms | {prefix + name + ".weight": random(*size) for name, size in shape.layer_matrices().items()}
-    yield {"model.norm.weight": ones()}
-    if not shape.tie_word_embeddings:
-        yield {"lm_head.weight": random(shape.vocab_size, shape.hidden_size)}
+def _made(name: str, size: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Matrices are random; of a norm's numbers the weights are ones, and all biases zeros."""
+    if len(size) > 1:
+        return torch.empty(size, dtype=dtype).normal_(std=_SPREAD, generator=generator)
+    return (torch.zeros if name.endswith(".bias") else torch.ones)(size, dtype=dtype)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,32 +27,45 @@ def measure_in_process(
     *,
     join: Callable[[], None] | None = None,
     beside: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    python: str = sys.executable,
+    variables: Mapping[str, str] | None = None,
+    limit_seconds: float | None = None,
 ) -> Figures:
-    """Runs `python -m module` with `request` on its standard input, and returns the last line that it prints.
+    """Runs `python -m module` with `request` on its standard input, and returns the last object that it prints.
 
     Args:
         join: called in the new process before it starts.
         beside: given the new process's number, a context in which it runs.
+        python: the interpreter, where a system lives in an environment of its own.
+        variables: of the new process's environment, beside this one's.
+        limit_seconds: a process that takes longer is ended.
     """
     with (
         subprocess.Popen(
-            [sys.executable, "-m", module],
+            [python, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **(variables or {})},
             preexec_fn=join,
         ) as process,
         beside(process.pid),
     ):
-        said, complained = process.communicate(json.dumps(request))
+        try:
+            said, complained = process.communicate(json.dumps(request), limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return {"failed": f"not finished after {limit_seconds:g} s"}
     if process.returncode < 0:
         out_of_memory = " (out of memory)" if process.returncode == -signal.SIGKILL else ""
-        return {"failed": f"ended by signal {-process.returncode}{out_of_memory}"}
+        last_words = complained.strip()[-_LAST_CHARACTERS:]
+        return {"failed": f"ended by signal {-process.returncode}{out_of_memory} {last_words}".strip()}
     if process.returncode:
         return {"failed": complained.strip()[-_LAST_CHARACTERS:]}
-    figures: Figures = json.loads(said.splitlines()[-1])
+    figures: Figures = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -56,6 +57,35 @@ def mixed_text(data: Path, encode: Encode, *, num_rows: int, seed: int = 0) -> W
         start = draw.randrange(len(tokens) - length)
         rows.append(Row(prompt_ids=tuple(tokens[start : start + length]), num_output_tokens=_spread(draw, 4, 40)))
     return Workload(name="mixed text", rows=tuple(rows))
+
+
+def random_tokens(vocab_size: int, *, num_rows: int, prompt_tokens: int, new_tokens: int, seed: int) -> Workload:
+    """Prompts of random tokens, all of one length."""
+    draw = random.Random(seed)
+    rows = (tuple(draw.randrange(vocab_size) for _ in range(prompt_tokens)) for _ in range(num_rows))
+    return Workload(
+        name=f"{prompt_tokens}/{new_tokens}",
+        rows=tuple(Row(prompt_ids=row, num_output_tokens=new_tokens) for row in rows),
+    )
+
+
+def worked_examples(
+    data: Path, encode: Encode, *, num_rows: int = 100, num_examples: int = 8, new_tokens: int = 32
+) -> Workload:
+    """Questions of GSM8K, before each of which stand the same worked examples."""
+    file = data / "tasks" / "gsm8k" / "test.jsonl"
+    tasks = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    examples = "".join(f"Question: {task['question']}\nAnswer: {task['answer']}\n\n" for task in tasks[:num_examples])
+    return Workload(
+        name="gsm8k",
+        rows=tuple(
+            Row(
+                prompt_ids=tuple(encode(f"{examples}Question: {task['question']}\nAnswer:")),
+                num_output_tokens=new_tokens,
+            )
+            for task in tasks[num_examples:][:num_rows]
+        ),
+    )
 
 
 def _spread(draw: random.Random, low: int, high: int) -> int:

@@ -12,25 +12,15 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteriaList
 from transformers.utils import logging
 
 from benchmarks.processes import Figures, StorageTraffic, serve
+from benchmarks.systems.static_batches import PassTimes, made_contiguous
 from headrace.storage.process_memory import peak_resident_bytes, resident_bytes
 
 _LIBRARY_BYTES = 100 * 1024**2
 """What torch and transformers bring in when a model first runs."""
-
-
-class PassTimes(StoppingCriteria):
-    """Notes when each pass of the model ended; ends nothing."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 def measure(request: Figures) -> Figures:
@@ -43,7 +33,7 @@ def measure(request: Figures) -> Figures:
     model = AutoModelForCausalLM.from_pretrained(
         request["model"], dtype=dtype, device_map=device_map, offload_folder=Path(request["offload_folder"])
     ).eval()
-    model.get_output_embeddings().register_forward_pre_hook(_made_contiguous)
+    model.get_output_embeddings().register_forward_pre_hook(made_contiguous)
     loaded = time.perf_counter() - start
     torch.manual_seed(0)
     ids = torch.randint(config.vocab_size, (request["batch_size"], request["prompt_tokens"]))
@@ -76,14 +66,6 @@ def measure(request: Figures) -> Figures:
         **traffic.since(),
         "peak_bytes": peak_resident_bytes(),
     }
-
-
-def _made_contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """Spares the peer a trap of torch's: for the last tokens of a batch, a slice, `linear` repeats the weights per row.
-
-    Without this a prefill of 32 rows of the 1.2B shape takes 17 GB more, and two thirds as much time again.
-    """
-    return (inputs[0].contiguous(),)
 
 
 def place(config: AutoConfig, dtype: torch.dtype, room_bytes: int, request: Figures) -> dict[str, str]:
