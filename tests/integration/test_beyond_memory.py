@@ -50,7 +50,7 @@ def test_the_tiny_case_measures_headrace_and_its_limit(tmp_path: Path) -> None:
 
     (run,) = result["systems"]["headrace"]["runs"]
     (packed,) = result["systems"]["headrace int4"]["runs"]
-    assert "int4-64" in packed["description"] and "keys and values in int8" in packed["description"]
+    assert "llama, int4-64 with float32" in packed["description"] and " in int8, " in packed["description"]
     assert packed["bytes_per_sweep"] < run["bytes_per_sweep"] and packed["time_to_limit"] > 0
     answers = result["rows"] * result["generated_tokens_per_row"]
     assert run["generated_tokens"] == run["sampled_tokens"] == answers
