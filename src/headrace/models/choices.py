@@ -7,6 +7,7 @@ import platform
 import torch
 
 from headrace.errors import OptionError, PlatformError
+from headrace.kernels.library import library
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,6 +62,9 @@ def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
 
 def slow_dtype_note(dtype: torch.dtype, device: torch.device) -> str:
     """Returns a hint where float32 would be faster."""
-    if not is_slow(dtype, device):
+    if not is_slow(dtype, device) or library() is not None:
         return ""
-    return "; this CPU has no instructions for it: with few rows --dtype float32 is faster, in twice the memory"
+    return (
+        "; this CPU has no instructions for it, and the C++ library is not used: with few rows --dtype float32 is faster, "
+        "in twice the memory"
+    )

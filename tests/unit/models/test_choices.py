@@ -59,7 +59,10 @@ def test_only_half_precision_on_a_cpu_without_instructions_for_it_is_slow(monkey
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert is_slow(torch.bfloat16, CPU)
+    monkeypatch.setattr(choices, "library", lambda: None)
     assert "--dtype float32 is faster" in slow_dtype_note(torch.bfloat16, CPU)
+    monkeypatch.setattr(choices, "library", lambda: "there is one, which widens weights")
+    assert slow_dtype_note(torch.bfloat16, CPU) == ""
     assert not is_slow(torch.float32, CPU) and slow_dtype_note(torch.float32, CPU) == ""
     assert not is_slow(torch.bfloat16, torch.device("cuda"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
