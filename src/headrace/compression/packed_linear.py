@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 
 from headrace.compression.weight_codecs import PART_OUTPUTS, Int4Codec, Int8Codec, WeightCodec
 from headrace.kernels.int8_linear import int8_linear
@@ -38,8 +39,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """(..., inputs) -> (..., outputs) in the same dtype."""
-        tokens = input.reshape(-1, self.in_features).contiguous()
-        return self._multiply(tokens).view(*input.shape[:-1], self._num_outputs)
+        with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
+            tokens = input.reshape(-1, self.in_features).contiguous()
+            return self._multiply(tokens).view(*input.shape[:-1], self._num_outputs)
 
     @property
     def _num_outputs(self) -> int:

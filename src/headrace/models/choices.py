@@ -65,6 +65,6 @@ def slow_dtype_note(dtype: torch.dtype, device: torch.device) -> str:
     if not is_slow(dtype, device) or library() is not None:
         return ""
     return (
-        "; this CPU has no instructions for it, and the C++ library is not used: with few rows --dtype float32 is faster, "
-        "in twice the memory"
+        "; this CPU has no instructions for it, and the C++ library is not used: with few rows --dtype float32 is "
+        "faster, in twice the memory"
     )

@@ -8,6 +8,7 @@ from weakref import ReferenceType
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction
 
 from headrace.attention.ragged import AttentionBackend, Integers, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
@@ -138,9 +139,10 @@ class MicroBatchContext:
         """Works where the pages are, which may be the host of the device that computes everything else."""
         self.reach(Point("attention", layer))
         pages, layout = self.brought.get(layer) or self._kept(layer)
-        place = pages.keys.device
-        pages.write(keys.to(place), None if values is None else values.to(place), layout)
-        return self.attention.attend(query.to(place), pages, layout, rule).to(query.device)
+        with DisableTorchFunction():  # there is no product of a linear layer in here, and looking for it takes time
+            place = pages.keys.device
+            pages.write(keys.to(place), None if values is None else values.to(place), layout)
+            return self.attention.attend(query.to(place), pages, layout, rule).to(query.device)
 
     def _kept(self, layer: int) -> tuple[KVPages, RaggedLayout]:
         layout = self.layouts[self.pools.group_of[layer]]

@@ -14,6 +14,7 @@ from functools import cache, partial
 from types import FunctionType, MethodType
 
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 
 from headrace.kernels.library import library
 from headrace.kernels.pointwise import Activation, NormForm, gated, rms_norm, rotated
@@ -73,10 +74,11 @@ def _adapt_norm(module: ForeignModule) -> bool:
 def _norm_forward(self: ForeignModule, hidden: Tensor) -> Tensor:
     """(..., W) -> (..., W)."""
     found = library()
-    if found is None or not _is_known(hidden, self.weight):
-        normalised: Tensor = type(self).forward(self, hidden)
-        return normalised
-    return rms_norm(found, hidden, self.weight, self.headrace_epsilon, self.headrace_form)
+    with DisableTorchFunction():  # here and below: no product is to be looked for, which takes time
+        if found is None or not _is_known(hidden, self.weight):
+            normalised: Tensor = type(self).forward(self, hidden)
+            return normalised
+        return rms_norm(found, hidden, self.weight, self.headrace_epsilon, self.headrace_form)
 
 
 def _adapt_mlp(module: ForeignModule) -> bool:
@@ -90,10 +92,11 @@ def _adapt_mlp(module: ForeignModule) -> bool:
 def _mlp_forward(self: ForeignModule, hidden: Tensor) -> Tensor:
     """(..., E) -> (..., E)."""
     gate, up, found = self.gate_proj(hidden), self.up_proj(hidden), library()
-    if found is None or not _is_known(gate, up):
-        inner = self.act_fn(gate) * up
-    else:
-        inner = gated(found, gate, up, self.headrace_activation)
+    with DisableTorchFunction():
+        if found is None or not _is_known(gate, up):
+            inner = self.act_fn(gate) * up
+        else:
+            inner = gated(found, gate, up, self.headrace_activation)
     result: Tensor = self.down_proj(inner)
     return result
 
@@ -119,10 +122,11 @@ def _rotate(
 ) -> tuple[Tensor, Tensor]:
     """What transformers' function, `own`, does with queries and keys (1, H, T, W) and angles (1, T, W)."""
     found = library()
-    if found is None or unsqueeze_dim != 1 or not all(_can_be_rotated(numbers, cos, sin) for numbers in (q, k)):
-        return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-    queries, keys = (rotated(found, numbers[0].transpose(0, 1), cos[0], sin[0]) for numbers in (q, k))
-    return queries.transpose(0, 1)[None], keys.transpose(0, 1)[None]
+    with DisableTorchFunction():
+        if found is None or unsqueeze_dim != 1 or not all(_can_be_rotated(numbers, cos, sin) for numbers in (q, k)):
+            return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        queries, keys = (rotated(found, numbers[0].transpose(0, 1), cos[0], sin[0]) for numbers in (q, k))
+        return queries.transpose(0, 1)[None], keys.transpose(0, 1)[None]
 
 
 def _can_be_rotated(numbers: Tensor, cos: Tensor, sin: Tensor) -> bool:
