@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 
 from headrace.compression.weight_codecs import PART_OUTPUTS, Int4Codec, Int8Codec, WeightCodec
-from headrace.kernels.int8_linear import int8_linear
 from headrace.kernels.library import library
-from headrace.kernels.linear import int4_linear
+from headrace.kernels.packed_linear import int4_linear, int8_linear
 from headrace.kernels.types import TYPES
 
 
 class PackedLinear(nn.Module):
     """Takes the place of a `torch.nn.Linear`.
 
-    In 8 bits tokens are rounded to 8 bits, too, each by a scale of its own (W8A8), and products are whole numbers; in 4
-    bits tokens stay as they are (W4A16) and products are summed in fp32. Where the C++ library does not run, the weight
-    is unpacked at each use.
+    Tokens are rounded to 8 bits, so that products are whole numbers: each by a scale of its own where the weight is in
+    8 bits (W8A8), and group by group where it is in 4 (W4A8). Where the C++ library does not run, the weight is
+    unpacked at each use.
 
     Attributes:
         weight: as `codec` packs it, uint8.
@@ -41,45 +40,51 @@ class PackedLinear(nn.Module):
         """(..., inputs) -> (..., outputs) in the same dtype."""
         with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
             tokens = input.reshape(-1, self.in_features).contiguous()
-            return self._multiply(tokens).view(*input.shape[:-1], self._num_outputs)
+            num_outputs = min(self.out_features, len(self.weight) * PART_OUTPUTS)  # a large weight may come in pieces
+            return self._multiply(tokens, num_outputs).view(*input.shape[:-1], num_outputs)
 
-    @property
-    def _num_outputs(self) -> int:
-        """Of a large layer the weight may be there part by part."""
-        return min(self.out_features, len(self.weight) * PART_OUTPUTS)
-
-    def _multiply(self, tokens: Tensor) -> Tensor:
+    def _multiply(self, tokens: Tensor, num_outputs: int) -> Tensor:
         found = library()
         if found is None or tokens.device.type != "cpu" or tokens.dtype not in TYPES:
-            return self._multiply_unpacked(tokens)
+            return self._multiply_unpacked(tokens, num_outputs)
         match self.codec:
             case Int8Codec(outliers=outliers):
-                return int8_linear(found, tokens, self.weight, self.bias, self._num_outputs, outliers)
+                return int8_linear(found, tokens, self.weight, self.bias, num_outputs, outliers)
             case Int4Codec(group_size=group_size):
-                return int4_linear(found, tokens, self.weight, self.bias, self._num_outputs, group_size)
+                return int4_linear(found, tokens, self.weight, self.bias, num_outputs, group_size)
             case _:
                 raise AssertionError(f"no product for {self.codec.name}")
 
-    def _multiply_unpacked(self, tokens: Tensor) -> Tensor:
-        codec = self.codec
-        numbers = rounded_tokens(tokens, codec.outliers) if isinstance(codec, Int8Codec) else tokens.float()
-        weight = self.codec.decode(self.weight, self._num_outputs, self.in_features)
+    def _multiply_unpacked(self, tokens: Tensor, num_outputs: int) -> Tensor:
+        weight = self.codec.decode(self.weight, num_outputs, self.in_features)
         bias = None if self.bias is None else self.bias.float()
-        return nn.functional.linear(numbers, weight, bias).to(tokens.dtype)
+        return nn.functional.linear(rounded_tokens(tokens, self.codec), weight, bias).to(tokens.dtype)
 
     def extra_repr(self) -> str:
         """As torch's own modules describe themselves."""
         return f"{self.in_features} -> {self.out_features}, {self.codec.label}"
 
 
-def rounded_tokens(tokens: Tensor, outliers: float | None) -> Tensor:
-    """Returns tokens (T, K) in fp32, each rounded to 8 bits by its own largest number, but for `outliers` and above."""
+def rounded_tokens(tokens: Tensor, codec: WeightCodec) -> Tensor:
+    """Returns tokens (..., K) in fp32, rounded to 8 bits as they are for weights that `codec` packs."""
     wide = tokens.float()
-    kept = torch.zeros_like(wide) if outliers is None else torch.where(wide.abs() >= outliers, wide, 0)
-    rest = wide - kept
-    largest = rest.abs().amax(dim=-1, keepdim=True)
+    match codec:
+        case Int4Codec(group_size=group_size):
+            width = wide.shape[-1]
+            padded = nn.functional.pad(wide, (0, -width % group_size))
+            return _in_8_bits(padded.unflatten(-1, (-1, group_size))).flatten(-2)[..., :width]
+        case Int8Codec(outliers=float(magnitude)):
+            kept = torch.where(wide.abs() >= magnitude, wide, 0)
+            return _in_8_bits(wide - kept) + kept
+        case _:
+            return _in_8_bits(wide)
+
+
+def _in_8_bits(numbers: Tensor) -> Tensor:
+    """(..., K) fp32, each K of them in steps of their largest one over 127."""
+    largest = numbers.abs().amax(dim=-1, keepdim=True)
     factors = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0)
-    return (rest * factors).round_() * (largest / 127) + kept
+    return (numbers * factors).round_() * (largest / 127)
 
 
 def product_with(weight: Tensor, codec: WeightCodec | None) -> Callable[[Tensor], Tensor]:

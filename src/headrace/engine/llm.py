@@ -78,7 +78,8 @@ class LLM:
             dtype: of weights, KV and arithmetic: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but
                 float32 on a CPU without instructions for it, where memory is ample.
             quantization: of linear layers: `int8` (weights and, in products, tokens in 8 bits), `int8-outliers` (a
-                token's large numbers as they are) or `int4` (weights in 4 bits, in groups of 64); `none`: as `dtype`.
+                token's large numbers as they are) or `int4` (weights in 4 bits, in groups of 64; tokens in 8);
+                `none`: as `dtype`.
             device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`, or, for tests,
                 `simulated:2GiB,8GB/s`: host memory with a budget and a link of its own.
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A

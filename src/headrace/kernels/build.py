@@ -14,21 +14,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp")
+SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp")
 HEADERS = (
     "attention.h",
     "bytes.h",
     "codes.h",
     "floats.h",
-    "int4_panels.h",
-    "int8_linear.h",
     "kv_write.h",
     "linear.h",
+    "packed_linear.h",
     "packing.h",
     "panels.h",
     "parties.h",
     "pointwise.h",
+    "results.h",
     "scratch.h",
+    "tiles.h",
     "types.h",
 )
 INSTRUCTION_SETS = {

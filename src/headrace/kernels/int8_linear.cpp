@@ -2,14 +2,15 @@
 //
 // A token is scaled by its own largest number. Its products are whole numbers, so that their sums are exact and do not
 // depend on what runs beside it, nor on the processor.
-#include "int8_linear.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "bytes.h"
+#include "packed_linear.h"
 #include "packing.h"
+#include "results.h"
 #include "scratch.h"
+#include "tiles.h"
 
 namespace headrace {
 namespace {
@@ -17,7 +18,6 @@ namespace {
 constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in registers
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
 constexpr int AHEAD_BYTES = 4096;
-constexpr float LARGEST = 127;
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -44,26 +44,14 @@ const float *without_outliers(const Element *from, int64_t width, float threshol
 // them is none.
 template <class Element>
 float narrow_token(const Element *from, int64_t width, int64_t padded, uint8_t *to) {
-    Floats most = zeros(), faults = zeros();
+    const Scale scale = scale_to_bytes(from, width);
     int64_t k = 0;
-    for (; k + LANES <= width; k += LANES) {
-        const Floats x = load(from + k);
-        most = max(magnitude(x), most);
-        faults = faults + (x - x);
-    }
-    float largest_one = largest(most), fault = sum(faults);
-    for (int64_t rest = k; rest < width; rest++) {
-        const float x = widened(from[rest]);
-        largest_one = std::max(largest_one, std::fabs(x));
-        fault += x - x;
-    }
-    const float scale = largest_one / LARGEST, factor = largest_one > 0 && fault == 0 ? LARGEST / largest_one : 0;
-    for (k = 0; k + LANES <= width; k += LANES) store_bytes(to + k, load(from + k) * every(factor), TOKEN_OFFSET);
+    for (; k + LANES <= width; k += LANES) store_bytes(to + k, load(from + k) * every(scale.factor), TOKEN_OFFSET);
     for (; k < padded; k++) {
-        const float x = k < width ? widened(from[k]) * factor : 0;
+        const float x = k < width ? widened(from[k]) * scale.factor : 0;
         to[k] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x)) + TOKEN_OFFSET);
     }
-    return scale + fault;
+    return scale.step;
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
@@ -128,29 +116,14 @@ void add_outliers(const Part &part, const std::vector<Outlier> &outliers, float 
 
 void multiply_tokens(const Part &part, int count, const uint8_t *tokens, const float *token_scales, int64_t padded_inputs,
                      float *results) {
-    for (int offset = 0; offset < PACKED_OUTPUTS; offset += PART_OUTPUTS) switch (count) {
-            case 1: multiply_tile<1>(part, offset, tokens, token_scales, padded_inputs, results); break;
-            case 2: multiply_tile<2>(part, offset, tokens, token_scales, padded_inputs, results); break;
-            case 3: multiply_tile<3>(part, offset, tokens, token_scales, padded_inputs, results); break;
-            case 4: multiply_tile<4>(part, offset, tokens, token_scales, padded_inputs, results); break;
-            case 5: multiply_tile<std::min(5, BYTE_TILE_TOKENS)>(part, offset, tokens, token_scales, padded_inputs, results); break;
-            default: multiply_tile<BYTE_TILE_TOKENS>(part, offset, tokens, token_scales, padded_inputs, results);
-        }
+    for (int offset = 0; offset < PACKED_OUTPUTS; offset += PART_OUTPUTS)
+        with_count<BYTE_TILE_TOKENS>(count, [&](auto constant) {
+            multiply_tile<decltype(constant)::value>(part, offset, tokens, token_scales, padded_inputs, results);
+        });
 }
 
 template <class Element>
-void give(const Int8Linear &call, int64_t token, int64_t first_output, const float *results) {
-    const int num_outputs = static_cast<int>(std::min<int64_t>(PACKED_OUTPUTS, call.num_outputs - first_output));
-    const Element *bias = call.bias ? static_cast<const Element *>(call.bias) + first_output : nullptr;
-    Element *to = static_cast<Element *>(call.output) + token * call.num_outputs + first_output;
-    int n = 0;
-    for (; n + LANES <= num_outputs; n += LANES)
-        store(to + n, bias ? load(results + n) + load(bias + n) : load(results + n));
-    for (; n < num_outputs; n++) narrow(results[n] + (bias ? widened(bias[n]) : 0.0f), to + n);
-}
-
-template <class Element>
-void multiply(const Int8Linear &call) {
+void multiply(const PackedLinear &call) {
     const int64_t padded_inputs = (call.num_inputs + 3) / 4 * 4;
     const int64_t num_parts = (call.num_outputs + PACKED_OUTPUTS - 1) / PACKED_OUTPUTS;
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
@@ -173,14 +146,15 @@ void multiply(const Int8Linear &call) {
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < num_parts; i++) {
             const Part part(call.weight, i, padded_inputs);
-            for (int64_t tile = 0; tile < num_tiles; tile++) {  // all of nearly the same size
-                const int64_t first = call.num_tokens * tile / num_tiles;
-                const int count = static_cast<int>(call.num_tokens * (tile + 1) / num_tiles - first);
-                multiply_tokens(part, count, tokens.get() + first * padded_inputs, scales.get() + first, padded_inputs,
-                                results);
-                for (int t = 0; t < count; t++) {
-                    if (!outliers.empty()) add_outliers(part, outliers[first + t], results + t * PACKED_OUTPUTS);
-                    give<Element>(call, first + t, i * PACKED_OUTPUTS, results + t * PACKED_OUTPUTS);
+            const int64_t output = i * PACKED_OUTPUTS;
+            const int num_outputs = static_cast<int>(std::min<int64_t>(PACKED_OUTPUTS, call.num_outputs - output));
+            for (int64_t index = 0; index < num_tiles; index++) {
+                const Tile tile(call.num_tokens, num_tiles, index);
+                multiply_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
+                                padded_inputs, results);
+                for (int t = 0; t < tile.count; t++) {
+                    if (!outliers.empty()) add_outliers(part, outliers[tile.first + t], results + t * PACKED_OUTPUTS);
+                    give<Element>(call, tile.first + t, output, num_outputs, results + t * PACKED_OUTPUTS);
                 }
             }
         }
@@ -190,7 +164,7 @@ void multiply(const Int8Linear &call) {
 }  // namespace
 }  // namespace headrace
 
-extern "C" void headrace_int8_linear(const headrace::Int8Linear *call) {
+extern "C" void headrace_int8_linear(const headrace::PackedLinear *call) {
     switch (call->type) {
         case headrace::FLOAT32: return headrace::multiply<float>(*call);
         case headrace::BFLOAT16: return headrace::multiply<headrace::bfloat16>(*call);

@@ -8,12 +8,11 @@ namespace headrace {
 // output (T, N) = input (T, K) by the transpose of weight (N, K), plus bias (N).
 struct Linear {
     const void *input;
-    const void *weight;      // rows `weight_stride` numbers apart; INT4: packed as packing.h says
-    const void *bias;        // or null
+    const void *weight;  // rows `weight_stride` numbers apart
+    const void *bias;    // or null
     void *output;
     int64_t num_tokens, num_inputs, num_outputs, weight_stride;
     int32_t weight_type, type;  // the latter of input, bias and output
-    int32_t group_inputs;    // INT4: inputs that share a scale, a multiple of 8
     int32_t num_threads;
 };
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from headrace.kernels.types import TYPES
 
-_INT4 = 4
-
 
 class _Linear(Structure):
     """`headrace::Linear` of linear.h."""
@@ -19,7 +17,7 @@ class _Linear(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("input", "weight", "bias", "output")),
         *((name, c_int64) for name in ("num_tokens", "num_inputs", "num_outputs", "weight_stride")),
-        *((name, c_int32) for name in ("weight_type", "type", "group_inputs", "num_threads")),
+        *((name, c_int32) for name in ("weight_type", "type", "num_threads")),
     )
 
 
@@ -31,30 +29,7 @@ def linear(library: ctypes.CDLL, tokens: Tensor, weight: Tensor, bias: Tensor | 
         weight: of one of `TYPES`, each row's numbers next to each other.
         bias: contiguous, of the tokens' dtype.
     """
-    return _multiply(
-        library, tokens, weight, bias, len(weight), weight_type=TYPES[weight.dtype], stride=weight.stride(0)
-    )
-
-
-def int4_linear(
-    library: ctypes.CDLL, tokens: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int, group_size: int
-) -> Tensor:
-    """Does the same with a weight that is `packed` in 4 bits as `packing.h` says, in groups of `group_size` inputs."""
-    return _multiply(library, tokens, packed, bias, num_outputs, weight_type=_INT4, group_size=group_size)
-
-
-def _multiply(
-    library: ctypes.CDLL,
-    tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    num_outputs: int,
-    *,
-    weight_type: int,
-    stride: int = 0,
-    group_size: int = 0,
-) -> Tensor:
-    output = tokens.new_empty(len(tokens), num_outputs)
+    output = tokens.new_empty(len(tokens), len(weight))
     call = _Linear(
         input=tokens.data_ptr(),
         weight=weight.data_ptr(),
@@ -62,11 +37,10 @@ def _multiply(
         output=output.data_ptr(),
         num_tokens=len(tokens),
         num_inputs=tokens.shape[1],
-        num_outputs=num_outputs,
-        weight_stride=stride,
-        weight_type=weight_type,
+        num_outputs=len(weight),
+        weight_stride=weight.stride(0),
+        weight_type=TYPES[weight.dtype],
         type=TYPES[tokens.dtype],
-        group_inputs=group_size,
         num_threads=torch.get_num_threads(),
     )
     library.headrace_linear(byref(call))

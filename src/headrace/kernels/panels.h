@@ -2,25 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "floats.h"
+#include "tiles.h"
 
 namespace headrace {
 
 constexpr int PANEL_VECTORS = LANES / 4;  // with TILE_TOKENS tokens' sums, what the registers hold
 constexpr int PANEL_OUTPUTS = PANEL_VECTORS * LANES;
 constexpr int TILE_TOKENS = 6;
-
-// Tokens that are multiplied together, all of nearly the same number.
-struct Tile {
-    int64_t first;
-    int count;
-
-    Tile(int64_t num_tokens, int64_t num_tiles, int64_t index)
-        : first(num_tokens * index / num_tiles),
-          count(static_cast<int>(num_tokens * (index + 1) / num_tiles - first)) {}
-};
 
 // Writes the numbers of a tile's tokens in fp32, those of an input next to each other.
 template <class Element>
@@ -29,68 +19,35 @@ void interleave(const Element *tokens, int64_t num_inputs, int count, float *to)
         for (int64_t k = 0; k < num_inputs; k++) to[k * count + t] = widened(tokens[t * num_inputs + k]);
 }
 
-// Sums of TOKENS tokens' products with PANEL_OUTPUTS outputs, in registers.
-template <int TOKENS>
-using TileSums = Floats[TOKENS][PANEL_VECTORS];
-
-// Adds the products of one input, whose weights are `weights`, to them.
-template <int TOKENS>
-inline __attribute__((always_inline)) void add_input(const float *tokens, int k, const Floats *weights,
-                                                     TileSums<TOKENS> &added) {
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; t++) {
-        const Floats number = every(tokens[k * TOKENS + t]);
-#pragma GCC unroll 4
-        for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = fma(number, weights[j], added[t][j]);
-    }
-}
-
-template <int TOKENS>
-inline __attribute__((always_inline)) void add_inputs(const float *tokens, const float *panel, int num_inputs,
-                                                      TileSums<TOKENS> &added) {
-    for (int k = 0; k < num_inputs; k++) {
-        Floats weights[PANEL_VECTORS];
-#pragma GCC unroll 4
-        for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
-        add_input<TOKENS>(tokens, k, weights, added);
-    }
-}
-
-// Does `change` to every register of a tile's sums, and what it adds to in memory.
-template <int TOKENS, class Change>
-inline __attribute__((always_inline)) void each_sum(TileSums<TOKENS> &added, float *sums, Change change) {
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; t++)
-#pragma GCC unroll 4
-        for (int j = 0; j < PANEL_VECTORS; j++) change(added[t][j], sums + t * PANEL_OUTPUTS + j * LANES, j);
-}
-
-// Calls `use` with a tile's number of tokens, at most MOST, as a constant.
-template <int MOST, class Use>
-inline void with_count(int count, Use use) {
-    switch (count) {
-        case 1: return use(std::integral_constant<int, 1>());
-        case 2: return use(std::integral_constant<int, 2>());
-        case 3: return use(std::integral_constant<int, 3>());
-        case 4: return use(std::integral_constant<int, 4>());
-        case 5: return use(std::integral_constant<int, std::min(5, MOST)>());
-        default: return use(std::integral_constant<int, MOST>());
-    }
-}
-
 // Adds the products of interleaved tokens with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in
 // the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
 inline void add_products(const float *tokens, int count, const float *panel, int num_inputs, float *sums) {
     with_count<TILE_TOKENS>(count, [&](auto constant) {
         constexpr int TOKENS = decltype(constant)::value;
-        TileSums<TOKENS> added;
-        each_sum<TOKENS>(added, sums, [](Floats &sum, const float *before, int) { sum = load(before); });
-        add_inputs<TOKENS>(tokens, panel, num_inputs, added);
-        each_sum<TOKENS>(added, sums, [](Floats &sum, float *to, int) { store(to, sum); });
+        Floats added[TOKENS][PANEL_VECTORS];
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+            for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = load(sums + t * PANEL_OUTPUTS + j * LANES);
+        for (int k = 0; k < num_inputs; k++) {
+            Floats weights[PANEL_VECTORS];
+#pragma GCC unroll 4
+            for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < TOKENS; t++) {
+                const Floats number = every(tokens[k * TOKENS + t]);
+#pragma GCC unroll 4
+                for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = fma(number, weights[j], added[t][j]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+            for (int j = 0; j < PANEL_VECTORS; j++) store(sums + t * PANEL_OUTPUTS + j * LANES, added[t][j]);
     });
 }
 
-// ---- panels of weights that lie row by row, an output's inputs next to each other -----------------------------------
+// Panels are made of weights that lie row by row, an output's inputs next to each other.
 
 template <class Element>
 constexpr int inputs_per_word() { return 4 / sizeof(Element); }

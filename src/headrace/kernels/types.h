@@ -5,6 +5,6 @@
 
 namespace headrace {
 
-enum Type : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };  // the last two: packed
+enum Type : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };  // the last two: codes of pages
 
 }  // namespace headrace

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace.compression.packed_linear import PackedLinear, product_with
+from headrace.compression.packed_linear import PackedLinear, product_with, rounded_tokens
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec, WeightCodec
 from headrace.kernels.library import CHOICE, library, usable
 
@@ -36,11 +36,24 @@ def test_it_multiplies_with_the_weight_that_was_packed(
 ) -> None:
     made, tokens = layer(codec, dtype), torch.randn(2, 9, 200).to(dtype)
     found = made(tokens)
-    exact = nn.functional.linear(tokens.double(), codec.decode(made.weight, 130, 200).double(), made.bias.double())
+    weight = codec.decode(made.weight, 130, 200).double()
+    exact = nn.functional.linear(rounded_tokens(tokens, codec).double(), weight, made.bias.double())
     assert found.shape == (2, 9, 130) and found.dtype is dtype
-    # In 8 bits each number of a token is off by half a step, some 1 % of a typical one, and the errors do not add up.
-    rounded = 0.03 if isinstance(codec, Int8Codec) else 0.0
-    assert (found.double() - exact).std() < (rounded + 2 * torch.finfo(dtype).eps) * exact.std() + 1e-5
+    assert (found.double() - exact).std() < 2 * torch.finfo(dtype).eps * exact.std() + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("codec", "steps"), [(Int8Codec(), 1), (Int8Codec(outliers=2.0), 1), (Int4Codec(8), 25)], ids=str
+)
+def test_tokens_are_off_by_half_a_step_at_most(codec: WeightCodec, steps: int) -> None:
+    tokens = torch.randn(9, 200, generator=torch.Generator().manual_seed(2))
+    found = rounded_tokens(tokens, codec)
+    groups, rounded = tokens.view(9, steps, -1), found.view(9, steps, -1)
+    kept = groups.abs() >= 2 if codec == Int8Codec(outliers=2.0) else torch.zeros_like(groups, dtype=torch.bool)
+    assert torch.equal(groups[kept], rounded[kept])
+    largest = torch.where(kept, 0, groups).abs().amax(-1, keepdim=True)
+    assert ((rounded - groups).abs() <= largest / 127 * 0.5001).all()
+    assert not torch.equal(found, tokens)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.label)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from headrace.compression.packed_linear import rounded_tokens
 from headrace.compression.weight_codecs import Int8Codec
-from headrace.kernels.int8_linear import int8_linear
 from headrace.kernels.library import load, usable
+from headrace.kernels.packed_linear import int8_linear
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
@@ -92,7 +92,7 @@ def test_outliers_are_multiplied_as_they_are(name: str, dtype: torch.dtype) -> N
     tokens[1, 0], tokens[1, 132], tokens[4, 67], tokens[7, 2] = 60.5, -7.25, 1000.0, 6.0
     found = int8_linear(load(name), tokens.float(), packed, None, 70, outliers=6.0)
     weight = CODEC.decode(packed, 70, 133)
-    exact = torch.nn.functional.linear(rounded_tokens(tokens, 6.0).double(), weight.double())
+    exact = torch.nn.functional.linear(rounded_tokens(tokens, Int8Codec(6.0)).double(), weight.double())
     assert torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-3)
     full = torch.nn.functional.linear(tokens.double(), weight.double())
     plain = int8_linear(load(name), tokens.float(), packed, None, 70)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace.compression.weight_codecs import Int4Codec
 from headrace.kernels.library import load, usable
-from headrace.kernels.linear import int4_linear, linear
+from headrace.kernels.linear import linear
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
@@ -52,31 +51,6 @@ def test_rows_of_a_larger_matrix_are_multiplied_where_they_lie(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", usable())
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_products_with_4_bit_weights_are_those_of_the_unpacked_ones(
-    name: str, shape: tuple[int, int, int], group_size: int
-) -> None:
-    num_tokens, num_inputs, num_outputs = shape
-    codec, bias = Int4Codec(group_size), drawn(num_outputs)
-    tokens, packed = drawn(num_tokens, num_inputs), codec.encode(drawn(num_outputs, num_inputs))
-    found = int4_linear(load(name), tokens, packed, bias, num_outputs, group_size)
-    weight = codec.decode(packed, num_outputs, num_inputs)
-    exact = torch.nn.functional.linear(tokens.double(), weight.double(), bias.double())
-    assert_rounded_once(found, exact, num_inputs, torch.float32)
-
-
-@pytest.mark.parametrize("name", usable())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_with_4_bit_weights_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
-    tokens, packed = drawn(50, 704, dtype=dtype), Int4Codec().encode(drawn(150, 704))
-    together = int4_linear(load(name), tokens, packed, None, 150, 64)
-    for first, count in ((0, 1), (1, 2), (3, 3), (6, 4), (10, 5), (8, 17), (25, 25)):
-        part = int4_linear(load(name), tokens[first : first + count].contiguous(), packed, None, 150, 64)
-        assert torch.equal(part, together[first : first + count])
-
-
-@pytest.mark.parametrize("name", usable())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
     tokens, weight = drawn(50, 700), drawn(150, 700, dtype=dtype)
@@ -89,15 +63,12 @@ def test_a_token_is_bitwise_the_same_alone_and_among_others(name: str, dtype: to
 @pytest.mark.parametrize("name", usable())
 def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     tokens, weight = drawn(9, 300), drawn(500, 300, dtype=torch.bfloat16)
-    four_bits = Int4Codec().encode(weight)
     before = torch.get_num_threads()
     found = []
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            plain = linear(load(name), tokens, weight, None)
-            packed = [int4_linear(load(name), some, four_bits, None, 500, 64) for some in (tokens, tokens[:2])]
-            found.append(torch.cat([plain, *packed]))
+            found.append(linear(load(name), tokens, weight, None))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
