@@ -72,7 +72,7 @@ def rounded_tokens(tokens: Tensor, codec: WeightCodec) -> Tensor:
         case Int4Codec(group_size=group_size):
             width = wide.shape[-1]
             padded = nn.functional.pad(wide, (0, -width % group_size))
-            return _in_8_bits(padded.unflatten(-1, (-1, group_size))).flatten(-2)[..., :width]
+            return _in_8_bits(padded.view(*wide.shape[:-1], -1, group_size)).flatten(-2)[..., :width]
         case Int8Codec(outliers=float(magnitude)):
             kept = torch.where(wide.abs() >= magnitude, wide, 0)
             return _in_8_bits(wide - kept) + kept
