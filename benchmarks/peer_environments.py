@@ -40,9 +40,12 @@ PEERS = {
         built=("llama-cpp-python",),
     ),
     "ctranslate2": Packages(requirements=("ctranslate2==4.8.5", "torch", "transformers==5.23.0")),
-    "openvino-genai": Packages(requirements=("openvino-genai==2026.4", "optimum-intel", "nncf"), without=_MEDIA),
+    "openvino-genai": Packages(
+        requirements=("openvino-genai==2026.4", "openvino==2026.4.0", "optimum-intel", "nncf"), without=_MEDIA
+    ),
 }
-"""Wheels from PyPI, but for llama.cpp, which is there as source alone."""
+"""Wheels from PyPI, but for llama.cpp, which is there as source alone. openvino has to be that which openvino-genai was
+built with."""
 
 
 def peer_python(name: str, folder: Path) -> str:

@@ -35,12 +35,12 @@ def make(request: Figures) -> Figures:
 
 
 def _any_tokenizer() -> tuple[openvino.Model, openvino.Model]:
-    """Returns one of single bytes: openvino-genai asks for some, and does not need it where prompts are token ids."""
-    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(letters, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    first, second = convert_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer), with_detokenizer=True)
+    """Returns one of two words: openvino-genai asks for some, and does not need it where prompts are token ids."""
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    first, second = convert_tokenizer(wrapped, with_detokenizer=True)
     return first, second
 
 
