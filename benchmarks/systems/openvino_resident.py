@@ -31,7 +31,9 @@ def measure(request: Figures) -> Figures:
 
     def answer(prompts: Prompts, new_tokens: int, batch_size: int) -> Arrivals:
         arrivals = Arrivals(len(prompts))
-        config = GenerationConfig(max_new_tokens=new_tokens, ignore_eos=True, do_sample=False)
+        config = GenerationConfig(
+            max_new_tokens=new_tokens, ignore_eos=True, do_sample=False, eos_token_id=0, stop_token_ids={0}
+        )  # of its own it has a token -1, which it refuses
         handles = [
             pipeline.add_request(next(numbers), openvino.Tensor(np.array([prompt], dtype=np.int64)), config)
             for prompt in prompts
