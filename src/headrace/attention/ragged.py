@@ -18,7 +18,7 @@ from torch import Tensor
 from headrace.attention.rule import AttentionRule
 from headrace.compression.kv_codec import KVCodec
 from headrace.compression.kv_codes import decode, encode
-from headrace.kernels.kv_write import write_codes
+from headrace.kernels.kv_write import write_kv
 from headrace.kernels.library import library
 from headrace.kernels.types import TYPES
 
@@ -48,8 +48,8 @@ class KVPages:
         stored as 0, and its key as NaN: whoever sees it gets NaN, and nobody else.
         """
         codec, found = self.codec, library()
-        if codec is not None and found is not None and self.keys.device.type == "cpu" and keys.dtype in TYPES:
-            write_codes(
+        if found is not None and self.keys.device.type == "cpu" and keys.dtype in TYPES:
+            write_kv(
                 found,
                 keys,
                 values,
@@ -58,7 +58,7 @@ class KVPages:
                 value_width=self.value_width,
                 blocks=layout.write_blocks,
                 slots=layout.write_offsets,
-                code_bits=codec.bits,
+                code_bits=None if codec is None else codec.bits,
             )
         else:
             self._write_plainly(keys, values, layout)

@@ -131,7 +131,7 @@ def start(
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
     attention, table, budget = best_attention(), placed.model.table, tiers.device_budget
-    multiplying = products(dtype, tiers.device)
+    multiplying = products(dtype, tiers.device, placed.model.modules())
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,

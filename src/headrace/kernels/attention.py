@@ -10,10 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import TYPES, page_type
 
-CODE_TYPES = {8: 3, 4: 4}
-"""By the bits of a code."""
 BIAS_MULTIPLE = 32
 """The library reads a bias in whole tiles of so many keys."""
 
@@ -82,7 +80,7 @@ def attend(
         table_width=block_table.shape[1],
         bias_stride=0 if bias is None else bias.stride(0),
         query_type=TYPES[query.dtype],
-        kv_type=TYPES[keys.dtype] if code_bits is None else CODE_TYPES[code_bits],
+        kv_type=page_type(keys, code_bits),
         num_rows=len(starts),
         num_heads=query.shape[1],
         num_kv_heads=keys.shape[1],

@@ -1,4 +1,4 @@
-// Puts keys and values of new tokens into pages, in codes: byte for byte as compression/kv_codes.py does it.
+// Puts keys and values of new tokens into pages, as numbers or in codes: byte for byte as compression/kv_codes.py does it.
 //
 // A value that is not finite is written as 0 and its key as NaN, as attention/ragged.py says it.
 #include "kv_write.h"
@@ -64,11 +64,17 @@ void encode_group(float *numbers, int count, bool is_lost, Code<BITS> *codes, vo
     put(numbers, count, codes);
 }
 
+// Writes what stands for `width` numbers of one head, or for their loss.
 template <int BITS>
-void encode(float *numbers, int width, bool is_lost, Code<BITS> *record) {
+void put_record(float *numbers, int width, bool is_lost, Code<BITS> *record) {
     Code<BITS> *ends = record + code_bytes<BITS>(width);
     for (int d = 0; d < width; d += GROUP_NUMBERS, ends += ENDS_BYTES)
         encode_group(numbers + d, std::min(GROUP_NUMBERS, width - d), is_lost, record + d * BITS / 8, ends);
+}
+
+template <class Number>
+void put_record(float *numbers, int width, bool is_lost, Number *record) {
+    for (int d = 0; d < width; d++) narrow(is_lost ? std::numeric_limits<float>::quiet_NaN() : numbers[d], record + d);
 }
 
 // Makes 0 of what is not finite; returns whether there was such a number.
@@ -82,32 +88,32 @@ bool clean(float *numbers, int width) {
     return found;
 }
 
-template <int BITS, class Element>
+template <class Page, class Element>
 void write(const KVWrite &call, int token, float *numbers) {
     auto place = [&](void *pages, const int64_t *strides, int head) {
-        return static_cast<Code<BITS> *>(pages) + call.blocks[token] * strides[0] + head * strides[1] +
+        return static_cast<Page *>(pages) + call.blocks[token] * strides[0] + head * strides[1] +
                call.slots[token] * strides[2];
     };
     auto numbers_of = [&](const void *all, const int64_t *strides, int head, int first, int width) {
         widen_row(static_cast<const Element *>(all) + token * strides[0] + head * strides[1] + first, width, numbers);
     };
     for (int head = 0; head < call.num_kv_heads; head++) {
-        Code<BITS> *key = place(call.key_pages, call.key_page_strides, head);
+        Page *key = place(call.key_pages, call.key_page_strides, head);
         const bool has_value = call.values;
-        Code<BITS> *value = has_value ? place(call.value_pages, call.value_page_strides, head) : key;
+        Page *value = has_value ? place(call.value_pages, call.value_page_strides, head) : key;
         numbers_of(has_value ? call.values : call.keys, has_value ? call.value_strides : call.key_strides, head, 0,
                    call.value_width);
         const bool is_lost = clean(numbers, call.value_width);
-        encode(numbers, call.value_width, false, value);
+        put_record(numbers, call.value_width, false, value);
         const int first = has_value ? 0 : call.value_width;  // of the key's own numbers
-        if (!has_value) key += Stored<Code<BITS>>::elements(first);
+        if (!has_value) key += Stored<Page>::elements(first);
         if (first == call.key_width) continue;
         numbers_of(call.keys, call.key_strides, head, first, call.key_width - first);
-        encode(numbers, call.key_width - first, is_lost, key);
+        put_record(numbers, call.key_width - first, is_lost, key);
     }
 }
 
-template <int BITS, class Element>
+template <class Page, class Element>
 void write_all(const KVWrite &call) {
     const int width = std::max(call.key_width, call.value_width);
     const int64_t work = static_cast<int64_t>(call.num_tokens) * call.num_kv_heads * width;
@@ -115,23 +121,28 @@ void write_all(const KVWrite &call) {
     {
         std::vector<float> numbers(width + LANES);
 #pragma omp for
-        for (int token = 0; token < call.num_tokens; token++) write<BITS, Element>(call, token, numbers.data());
+        for (int token = 0; token < call.num_tokens; token++) write<Page, Element>(call, token, numbers.data());
     }
 }
 
-template <int BITS>
+template <class Page>
 void write_from(const KVWrite &call) {
     switch (call.type) {
-        case FLOAT32: return write_all<BITS, float>(call);
-        case BFLOAT16: return write_all<BITS, bfloat16>(call);
-        case FLOAT16: return write_all<BITS, float16>(call);
+        case FLOAT32: return write_all<Page, float>(call);
+        case BFLOAT16: return write_all<Page, bfloat16>(call);
+        case FLOAT16: return write_all<Page, float16>(call);
     }
 }
 
 }  // namespace
 }  // namespace headrace
 
-extern "C" void headrace_write_codes(const headrace::KVWrite *call) {
-    if (call->bits == 8) return headrace::write_from<8>(*call);
-    headrace::write_from<4>(*call);
+extern "C" void headrace_write_kv(const headrace::KVWrite *call) {
+    switch (call->page_type) {
+        case headrace::FLOAT32: return headrace::write_from<float>(*call);
+        case headrace::BFLOAT16: return headrace::write_from<headrace::bfloat16>(*call);
+        case headrace::FLOAT16: return headrace::write_from<headrace::float16>(*call);
+        case headrace::INT8: return headrace::write_from<headrace::Code<8>>(*call);
+        case headrace::INT4: return headrace::write_from<headrace::Code<4>>(*call);
+    }
 }

@@ -1,4 +1,4 @@
-"""Calls `headrace_write_codes`: new keys and values into pages, in codes, on a CPU."""
+"""Calls `headrace_write_kv`: new keys and values into pages, as numbers or in codes, on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ctypes import Structure, byref, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import TYPES, page_type
 
 
 class _KVWrite(Structure):
@@ -18,12 +18,12 @@ class _KVWrite(Structure):
         *((name, c_void_p) for name in ("keys", "values", "key_pages", "value_pages", "blocks", "slots")),
         *((name, c_int64 * 2) for name in ("key_strides", "value_strides")),
         *((name, c_int64 * 3) for name in ("key_page_strides", "value_page_strides")),
-        *((name, c_int32) for name in ("type", "bits", "num_tokens", "num_kv_heads", "key_width", "value_width")),
+        *((name, c_int32) for name in ("type", "page_type", "num_tokens", "num_kv_heads", "key_width", "value_width")),
         ("num_threads", c_int32),
     )
 
 
-def write_codes(
+def write_kv(
     library: ctypes.CDLL,
     keys: Tensor,
     values: Tensor | None,
@@ -33,11 +33,12 @@ def write_codes(
     value_width: int,
     blocks: Tensor,
     slots: Tensor,
-    code_bits: int,
+    code_bits: int | None,
 ) -> None:
-    """Writes keys (T, K, D) and values (T, K, V), both of one of `TYPES`, into pages (N, K, S, bytes); all on the CPU.
+    """Writes keys (T, K, D) and values (T, K, V), both of one of `TYPES`, into pages (N, K, S, C); all on the CPU.
 
     Args:
+        key_pages, value_pages: of one of `TYPES`; or bytes, where there are `code_bits`.
         values, value_pages: None where a value is the first `value_width` numbers of its key.
         blocks, slots: (T,) where in the pages each token belongs.
     """
@@ -56,14 +57,14 @@ def write_codes(
         key_page_strides=(c_int64 * 3)(*key_pages.stride()[:3]),
         value_page_strides=(c_int64 * 3)(*(key_pages if value_pages is None else value_pages).stride()[:3]),
         type=TYPES[keys.dtype],
-        bits=code_bits,
+        page_type=page_type(key_pages, code_bits),
         num_tokens=keys.shape[0],
         num_kv_heads=keys.shape[1],
         key_width=keys.shape[2],
         value_width=value_width,
         num_threads=torch.get_num_threads(),
     )
-    library.headrace_write_codes(byref(call))
+    library.headrace_write_kv(byref(call))
 
 
 def _with_rows(numbers: Tensor) -> Tensor:

@@ -6,3 +6,9 @@ import torch
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """`headrace::Type` of types.h."""
+_CODE_TYPES = {8: 3, 4: 4}
+
+
+def page_type(pages: torch.Tensor, code_bits: int | None) -> int:
+    """Returns the number of what pages of keys or values hold: numbers, or codes of so many bits."""
+    return TYPES[pages.dtype] if code_bits is None else _CODE_TYPES[code_bits]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
 
+from headrace.compression.packed_linear import PackedLinear
 from headrace.kernels.library import library
 from headrace.kernels.linear import linear
 from headrace.kernels.types import TYPES
@@ -26,13 +31,23 @@ _BLOCK_NUMBERS = 16 * MIB // 4
 """The same where tokens are many, and every block is two more meetings of all threads."""
 
 
-def products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`."""
+_CALL_OF_LINEAR = re.compile(r"\b(?:functional|F)\.linear\(")
+
+
+def products(
+    dtype: torch.dtype, device: torch.device, modules: Iterable[nn.Module] | None = None
+) -> AbstractContextManager[object]:
+    """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`.
+
+    Args:
+        modules: the model's, which may be given a `forward` of their own; None where `linear` is called directly.
+    """
     if dtype is not torch.float32 and not is_slow(dtype, device):
         return nullcontext()  # torch has instructions for them
     found = library() if device.type == "cpu" else None
     if found is not None:
-        return LibraryProducts(found)
+        own = LibraryProducts(found)
+        return own if modules is None else own.put_into(modules)
     return WideProducts() if is_slow(dtype, device) else nullcontext()
 
 
@@ -68,6 +83,25 @@ class LibraryProducts(Products):
         tokens = input.reshape(-1, weight.shape[1]).contiguous()
         output = linear(self._library, tokens, weight, bias)
         return output.view(*input.shape[:-1], len(weight))
+
+    def put_into(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
+        """Gives linear layers a `forward` with these products.
+
+        Returns:
+            What is still to be entered: a mode, which sees every function of torch and takes time for it, only where
+            some module calls `linear` itself.
+        """
+        others = set()
+        for module in modules:
+            if type(module) is nn.Linear:
+                module.forward = partial(self._forward, module)  # type: ignore[method-assign]
+            elif not isinstance(module, PackedLinear):
+                others.add(type(module))
+        return self if any(_calls_linear(kind) for kind in others) else nullcontext()
+
+    def _forward(self, layer: nn.Linear, input: Tensor) -> Tensor:  # torch's name
+        with DisableTorchFunction():
+            return self.linear(input, layer.weight, layer.bias)
 
 
 class WideProducts(Products):
@@ -110,3 +144,11 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
 
 def _is_known(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in TYPES and tensor.stride(-1) == 1
+
+
+def _calls_linear(kind: type[nn.Module]) -> bool:
+    """Whether the code of a module's class has products that are no linear layer's; so where it cannot be read."""
+    try:
+        return _CALL_OF_LINEAR.search(inspect.getsource(kind)) is not None
+    except (OSError, TypeError):
+        return True

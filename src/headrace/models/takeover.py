@@ -73,6 +73,13 @@ class EngineModel:
         """The model itself; its modules may be stand-ins."""
         return self._model
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Yields all modules, stand-ins and those whose places they have."""
+        for module in self._model.modules():
+            yield module
+            if isinstance(module, _StandIn):
+                yield from module.__dict__["real"].modules()
+
     def forward(self, context: MicroBatchContext) -> Tensor:
         """Returns the logits (R, vocabulary) of the wanted tokens; runs inside a coroutine, in inference mode."""
         return run_forward(self._model, context)

@@ -29,7 +29,7 @@ SHAPES = {
     "odd latent": (1, 150, 133, True),
     "latent that is its whole key": (1, 48, 48, True),
 }
-CODECS = pytest.mark.parametrize("codec", KV_CODECS)
+CODECS = pytest.mark.parametrize("codec", ["none", *KV_CODECS])
 BLOCK_TOKENS = 8
 
 
@@ -58,11 +58,11 @@ def written(
             key_width=key_width,
             value_width=value_width,
             latent=latent,
-            codec=KV_CODECS[codec],
+            codec=KV_CODECS.get(codec),
         ),
         num_blocks,
         BLOCK_TOKENS,
-        torch.float32,
+        keys.dtype,
         lambda size, element: torch.full(size, 9, dtype=element),
     )
     layout = RaggedLayout.build(
@@ -107,7 +107,7 @@ def test_what_is_not_finite_is_lost_as_in_torch(
         return pages.numbers(pages.keys, pages.values, keys.shape[-1])
 
     expected = back(None)
-    assert expected[0].isnan().any()
+    assert not expected[0].isfinite().all()
     for found in LIBRARIES:
         for number, plain in zip(back(found), expected, strict=True):
             torch.testing.assert_close(number, plain, rtol=0, atol=0, equal_nan=True)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.kernels.library import library
 from headrace.models import products as multiplying
@@ -63,6 +63,37 @@ def test_the_library_multiplies_what_torch_does(dtype: torch.dtype) -> None:
     assert torch.equal(alone, ours[1, 3])
     assert torch.equal(of_doubles, linear(tokens.double(), weight.double()))
     assert torch.equal(turned, linear(tokens, weight.t().contiguous().t()))
+
+
+class Routed(nn.Module):
+    """A module with a product that is no linear layer's."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.linear(tokens, torch.ones(3, tokens.shape[-1]))
+
+
+def test_linear_layers_have_the_library_s_products_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library()
+    if found is None:
+        pytest.skip("no library is built")
+    tokens, layer = drawn(5, 48, dtype=torch.float32), nn.Linear(48, 21)
+    own = LibraryProducts(found)
+    with own, torch.inference_mode():
+        expected = linear(tokens, layer.weight, layer.bias)
+    assert isinstance(own.put_into(nn.Sequential(layer, nn.SiLU()).modules()), nullcontext)
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(nn.functional, "linear", None)
+        assert torch.equal(layer(tokens), expected)
+    layer.weight = nn.Parameter(2 * layer.weight.data, requires_grad=False)  # as a streamed weight takes its place
+    assert torch.allclose(layer(tokens) - layer.bias, 2 * (expected - layer.bias), rtol=1e-5)
+
+
+def test_a_model_that_multiplies_itself_is_watched() -> None:
+    found = library()
+    if found is None:
+        pytest.skip("no library is built")
+    own = LibraryProducts(found)
+    assert own.put_into(nn.Sequential(nn.Linear(4, 4), Routed()).modules()) is own
 
 
 def test_what_is_entered_depends_on_library_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
