@@ -63,7 +63,9 @@ def _measure(shape: tuple[int, int], token_counts: Sequence[int], repeats: int) 
             **packed,
         }
         if found is not None:
-            ways["library"] = [lambda tokens, weight=weight: linear(found, tokens, weight, None) for weight in plain]
+            ways["library"] = [
+                lambda tokens, weight=weight: linear(found, tokens, [(weight, None)]) for weight in plain
+            ]
         if num_tokens >= _MANY_TOKENS:
             ways = {name: products[:1] for name, products in ways.items()}
         rates[num_tokens] = _rates(ways, tokens, shape, repeats)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch._C import DisableTorchFunction
 
 from headrace.compression.weight_codecs import PART_OUTPUTS, Int4Codec, Int8Codec, WeightCodec
 from headrace.kernels.library import library
-from headrace.kernels.packed_linear import int4_linear, int8_linear
+from headrace.kernels.packed_linear import PackedWeight, int4_linear, int8_linear
 from headrace.kernels.types import TYPES
 
 
@@ -36,33 +36,44 @@ class PackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.uint8, device="meta"), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
+    @property
+    def num_outputs(self) -> int:
+        """Of those that are there: a large weight may come in pieces."""
+        return min(self.out_features, len(self.weight) * PART_OUTPUTS)
+
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """(..., inputs) -> (..., outputs) in the same dtype."""
-        with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
-            tokens = input.reshape(-1, self.in_features).contiguous()
-            num_outputs = min(self.out_features, len(self.weight) * PART_OUTPUTS)  # a large weight may come in pieces
-            return self._multiply(tokens, num_outputs).view(*input.shape[:-1], num_outputs)
+        (output,) = multiply(input, [self])
+        return output
 
-    def _multiply(self, tokens: Tensor, num_outputs: int) -> Tensor:
-        found = library()
-        if found is None or tokens.device.type != "cpu" or tokens.dtype not in TYPES:
-            return self._multiply_unpacked(tokens, num_outputs)
-        match self.codec:
-            case Int8Codec(outliers=outliers):
-                return int8_linear(found, tokens, self.weight, self.bias, num_outputs, outliers)
-            case Int4Codec(group_size=group_size):
-                return int4_linear(found, tokens, self.weight, self.bias, num_outputs, group_size)
-            case _:
-                raise AssertionError(f"no product for {self.codec.name}")
-
-    def _multiply_unpacked(self, tokens: Tensor, num_outputs: int) -> Tensor:
-        weight = self.codec.decode(self.weight, num_outputs, self.in_features)
+    def multiply_unpacked(self, tokens: Tensor) -> Tensor:
+        """(T, inputs) -> (T, outputs), anywhere."""
+        weight = self.codec.decode(self.weight, self.num_outputs, self.in_features)
         bias = None if self.bias is None else self.bias.float()
         return nn.functional.linear(rounded_tokens(tokens, self.codec), weight, bias).to(tokens.dtype)
 
     def extra_repr(self) -> str:
         """As torch's own modules describe themselves."""
         return f"{self.in_features} -> {self.out_features}, {self.codec.label}"
+
+
+def multiply(input: Tensor, layers: Sequence[PackedLinear]) -> list[Tensor]:
+    """Returns what each of `layers`, of one codec and one number of inputs, makes of (..., inputs), in one go."""
+    codec, found = layers[0].codec, library()
+    with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
+        tokens = input.reshape(-1, layers[0].in_features).contiguous()
+        if found is None or tokens.device.type != "cpu" or tokens.dtype not in TYPES:
+            outputs = [layer.multiply_unpacked(tokens) for layer in layers]
+        else:
+            weights = [PackedWeight(layer.weight, layer.bias, layer.num_outputs) for layer in layers]
+            match codec:
+                case Int8Codec(outliers=outliers):
+                    outputs = int8_linear(found, tokens, weights, outliers)
+                case Int4Codec(group_size=group_size):
+                    outputs = int4_linear(found, tokens, weights, group_size)
+                case _:
+                    raise AssertionError(f"no product for {codec.name}")
+        return [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
 
 
 def rounded_tokens(tokens: Tensor, codec: WeightCodec) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from headrace.attention.paged import best_attention
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
+from headrace.compression.packed_linear import PackedLinear, multiply
 from headrace.compression.weight_codecs import weight_codec
 from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
@@ -49,6 +50,7 @@ from headrace.models.observation import layer_table
 from headrace.models.packed_layers import pack_head, pack_layers, packed_codec, packing_bytes
 from headrace.models.products import products
 from headrace.models.remote_code import register_remote_code
+from headrace.models.shared_inputs import share_inputs
 from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.transformers_api import PreTrainedModel
@@ -131,7 +133,9 @@ def start(
 ) -> Launched:
     """Divides what the weights leave of the budgets, and puts the engine together."""
     attention, table, budget = best_attention(), placed.model.table, tiers.device_budget
-    multiplying = products(dtype, tiers.device, placed.model.modules())
+    modules = list(placed.model.modules())
+    multiplying = products(dtype, tiers.device, modules)
+    share_inputs(modules, PackedLinear, multiply, lambda layer: (layer.in_features, layer.codec))
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,

@@ -31,6 +31,7 @@ HEADERS = (
     "scratch.h",
     "tiles.h",
     "types.h",
+    "weights.h",
 )
 INSTRUCTION_SETS = {
     "avx512_vnni": ("-march=x86-64-v4", "-mavx512vnni"),

@@ -163,7 +163,7 @@ void multiply_tokens(const Part &part, const Source &source, const Tokens &token
 template <class Element>
 void multiply(const PackedLinear &call) {
     const int64_t num_groups = (call.num_inputs + call.group_inputs - 1) / call.group_inputs;
-    const int64_t num_parts = (call.num_outputs + PACKED_OUTPUTS - 1) / PACKED_OUTPUTS;
+    const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
     const Tokens tokens(call.num_tokens, num_groups, call.group_inputs);
 #pragma omp parallel num_threads(call.num_threads)
@@ -175,9 +175,9 @@ void multiply(const PackedLinear &call) {
         float results[BYTE_TILE_TOKENS * PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < num_parts; i++) {
-            const Part part{call.weight + i * num_groups * int4_group_bytes(call.group_inputs), call.group_inputs};
-            const int64_t output = i * PACKED_OUTPUTS;
-            const int num_outputs = static_cast<int>(std::min<int64_t>(PACKED_OUTPUTS, call.num_outputs - output));
+            const auto outputs = outputs_at<PACKED_OUTPUTS>(call, i);
+            const int64_t part_bytes = num_groups * int4_group_bytes(call.group_inputs);
+            const Part part{outputs.of.weight + outputs.first / PACKED_OUTPUTS * part_bytes, call.group_inputs};
             if (num_tiles > 1) widen(part, num_groups, wide.get());
             for (int64_t index = 0; index < num_tiles; index++) {
                 const Tile tile(call.num_tokens, num_tiles, index);
@@ -186,7 +186,7 @@ void multiply(const PackedLinear &call) {
                 else
                     multiply_tokens(part, WideCodes{wide.get(), call.group_inputs / WORD_INPUTS}, tokens, tile, results);
                 for (int t = 0; t < tile.count; t++)
-                    give<Element>(call, tile.first + t, output, num_outputs, results + t * PACKED_OUTPUTS);
+                    give<Element>(outputs, tile.first + t, results + t * PACKED_OUTPUTS);
             }
         }
     }

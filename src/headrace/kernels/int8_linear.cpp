@@ -125,7 +125,7 @@ void multiply_tokens(const Part &part, int count, const uint8_t *tokens, const f
 template <class Element>
 void multiply(const PackedLinear &call) {
     const int64_t padded_inputs = (call.num_inputs + 3) / 4 * 4;
-    const int64_t num_parts = (call.num_outputs + PACKED_OUTPUTS - 1) / PACKED_OUTPUTS;
+    const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
     const Scratch<uint8_t> tokens = scratch<uint8_t>(call.num_tokens * padded_inputs);
     const Scratch<float> scales = scratch<float>(call.num_tokens);
@@ -145,16 +145,15 @@ void multiply(const PackedLinear &call) {
         float results[BYTE_TILE_TOKENS * PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < num_parts; i++) {
-            const Part part(call.weight, i, padded_inputs);
-            const int64_t output = i * PACKED_OUTPUTS;
-            const int num_outputs = static_cast<int>(std::min<int64_t>(PACKED_OUTPUTS, call.num_outputs - output));
+            const auto outputs = outputs_at<PACKED_OUTPUTS>(call, i);
+            const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
             for (int64_t index = 0; index < num_tiles; index++) {
                 const Tile tile(call.num_tokens, num_tiles, index);
                 multiply_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
                                 padded_inputs, results);
                 for (int t = 0; t < tile.count; t++) {
                     if (!outliers.empty()) add_outliers(part, outliers[tile.first + t], results + t * PACKED_OUTPUTS);
-                    give<Element>(call, tile.first + t, output, num_outputs, results + t * PACKED_OUTPUTS);
+                    give<Element>(outputs, tile.first + t, results + t * PACKED_OUTPUTS);
                 }
             }
         }

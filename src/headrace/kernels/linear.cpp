@@ -21,9 +21,8 @@ template <class Element, class Weight>
 void multiply(const Linear &call) {
     const int64_t num_tiles = (call.num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
-    const int64_t num_panels = (call.num_outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+    const int64_t num_panels = num_outputs_at_once<PANEL_OUTPUTS>(call);
     const int at_once = call.num_tokens <= FEW_TOKENS ? FEW_INPUTS : MANY_INPUTS;
-    const Weight *weight = static_cast<const Weight *>(call.weight);
     const Scratch<float> tokens = scratch<float>(call.num_tokens * call.num_inputs);
 #pragma omp parallel num_threads(call.num_threads)
     {
@@ -37,8 +36,9 @@ void multiply(const Linear &call) {
         const Scratch<float> sums = scratch<float>(std::min(num_tiles, TILES_AT_ONCE) * TILE_TOKENS * PANEL_OUTPUTS);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < num_panels; i++) {
-            const int64_t output = i * PANEL_OUTPUTS;
-            const int num_outputs = static_cast<int>(std::min<int64_t>(PANEL_OUTPUTS, call.num_outputs - output));
+            const auto outputs = outputs_at<PANEL_OUTPUTS>(call, i);
+            const int64_t stride = outputs.of.stride;
+            const Weight *weight = static_cast<const Weight *>(outputs.of.weight) + outputs.first * stride;
             for (int64_t turn = 0; turn < num_turns; turn++) {
                 const int64_t first = num_tiles * turn / num_turns, stop = num_tiles * (turn + 1) / num_turns;
                 const int64_t first_token = Tile(call.num_tokens, num_tiles, first).first;
@@ -46,7 +46,7 @@ void multiply(const Linear &call) {
                 std::fill(sums.get(), sums.get() + (stop_token - first_token) * PANEL_OUTPUTS, 0.0f);
                 for (int64_t input = 0; input < call.num_inputs; input += at_once) {
                     const int num_inputs = static_cast<int>(std::min<int64_t>(at_once, call.num_inputs - input));
-                    fill_panel(weight + output * call.weight_stride + input, call.weight_stride, num_outputs, num_inputs, panel.get());
+                    fill_panel(weight + input, stride, outputs.count, num_inputs, panel.get());
                     for (int64_t t = first; t < stop; t++) {
                         const Tile tile(call.num_tokens, num_tiles, t);
                         add_products(tokens.get() + tile.first * call.num_inputs + input * tile.count, tile.count,
@@ -54,7 +54,7 @@ void multiply(const Linear &call) {
                     }
                 }
                 for (int64_t t = first_token; t < stop_token; t++)
-                    give<Element>(call, t, output, num_outputs, sums.get() + (t - first_token) * PANEL_OUTPUTS);
+                    give<Element>(outputs, t, sums.get() + (t - first_token) * PANEL_OUTPUTS);
             }
         }
     }

@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import MOST_WEIGHTS, TYPES
+
+
+class _PlainWeight(Structure):
+    """`headrace::PlainWeight` of linear.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "bias", "output")),
+        *((name, c_int64) for name in ("num_outputs", "stride")),
+    )
 
 
 class _Linear(Structure):
     """`headrace::Linear` of linear.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("input", "weight", "bias", "output")),
-        *((name, c_int64) for name in ("num_tokens", "num_inputs", "num_outputs", "weight_stride")),
-        *((name, c_int32) for name in ("weight_type", "type", "num_threads")),
+        ("input", c_void_p),
+        ("weights", _PlainWeight * MOST_WEIGHTS),
+        *((name, c_int64) for name in ("num_tokens", "num_inputs")),
+        *((name, c_int32) for name in ("num_weights", "weight_type", "type", "num_threads")),
     )
 
 
-def linear(library: ctypes.CDLL, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns `tokens` (T, K) by the transpose of `weight` (N, K), plus `bias` (N), rounded once to the tokens' dtype.
+def linear(library: ctypes.CDLL, tokens: Tensor, weights: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    """Returns, for each weight (N, K) and bias (N) or None, `tokens` (T, K) by its transpose, plus the bias.
+
+    Results are rounded once to the tokens' dtype.
 
     Args:
         tokens: of one of `TYPES`, contiguous.
-        weight: of one of `TYPES`, each row's numbers next to each other.
-        bias: contiguous, of the tokens' dtype.
+        weights: at most `MOST_WEIGHTS`, all of one of `TYPES`, each row's numbers next to each other; biases
+            contiguous, of the tokens' dtype.
     """
-    output = tokens.new_empty(len(tokens), len(weight))
+    num_tokens, num_inputs = tokens.shape
     call = _Linear(
         input=tokens.data_ptr(),
-        weight=weight.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
-        output=output.data_ptr(),
-        num_tokens=len(tokens),
-        num_inputs=tokens.shape[1],
-        num_outputs=len(weight),
-        weight_stride=weight.stride(0),
-        weight_type=TYPES[weight.dtype],
+        num_tokens=num_tokens,
+        num_inputs=num_inputs,
+        num_weights=len(weights),
+        weight_type=TYPES[weights[0][0].dtype],
         type=TYPES[tokens.dtype],
         num_threads=torch.get_num_threads(),
     )
+    outputs = []
+    for place, (weight, bias) in zip(call.weights, weights, strict=False):
+        output = tokens.new_empty(num_tokens, len(weight))
+        place.weight, place.stride = weight.data_ptr(), weight.stride(0)
+        place.output, place.num_outputs = output.data_ptr(), len(weight)
+        if bias is not None:
+            place.bias = bias.data_ptr()
+        outputs.append(output)
     library.headrace_linear(byref(call))
-    return output
+    return outputs

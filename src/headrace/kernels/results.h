@@ -2,6 +2,7 @@
 #pragma once
 
 #include "floats.h"
+#include "weights.h"
 
 namespace headrace {
 
@@ -13,11 +14,12 @@ void give(const float *sums, const Element *bias, int count, Element *to) {
     for (; n < count; n++) narrow(sums[n] + (bias ? widened(bias[n]) : 0.0f), to + n);
 }
 
-// The same for those of one token, from `output` on.
-template <class Element, class Call>
-void give(const Call &call, int64_t token, int64_t output, int count, const float *sums) {
-    const Element *bias = call.bias ? static_cast<const Element *>(call.bias) + output : nullptr;
-    give(sums, bias, count, static_cast<Element *>(call.output) + token * call.num_outputs + output);
+// The same for those of one token.
+template <class Element, class Weight>
+void give(const Outputs<Weight> &outputs, int64_t token, const float *sums) {
+    const Weight &of = outputs.of;
+    const Element *bias = of.bias ? static_cast<const Element *>(of.bias) + outputs.first : nullptr;
+    give(sums, bias, outputs.count, static_cast<Element *>(of.output) + token * of.num_outputs + outputs.first);
 }
 
 }  // namespace headrace

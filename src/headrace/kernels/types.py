@@ -1,4 +1,4 @@
-"""The dtypes that the library reads and writes."""
+"""The dtypes that the library reads and writes, and other numbers that it has in common with its callers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """`headrace::Type` of types.h."""
+MOST_WEIGHTS = 4
+"""That the same tokens are multiplied with in one call; `headrace::MOST_WEIGHTS` of weights.h."""
 _CODE_TYPES = {8: 3, 4: 4}
 
 

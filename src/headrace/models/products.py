@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -19,6 +19,7 @@ from headrace.kernels.library import library
 from headrace.kernels.linear import linear
 from headrace.kernels.types import TYPES
 from headrace.models.choices import is_slow
+from headrace.models.shared_inputs import share_inputs
 from headrace.units import MIB
 
 _LEAST_TOKENS = 4
@@ -35,7 +36,7 @@ _CALL_OF_LINEAR = re.compile(r"\b(?:functional|F)\.linear\(")
 
 
 def products(
-    dtype: torch.dtype, device: torch.device, modules: Iterable[nn.Module] | None = None
+    dtype: torch.dtype, device: torch.device, modules: Sequence[nn.Module] | None = None
 ) -> AbstractContextManager[object]:
     """Returns what to enter around a model's forward for the fastest products of `dtype` on `device`.
 
@@ -78,13 +79,10 @@ class LibraryProducts(Products):
         self._library = found
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not (_is_known(input) and _is_known(weight)) or input.dtype is not weight.dtype or weight.dim() != 2:
-            return torch.nn.functional.linear(input, weight, bias)
-        tokens = input.reshape(-1, weight.shape[1]).contiguous()
-        output = linear(self._library, tokens, weight, bias)
-        return output.view(*input.shape[:-1], len(weight))
+        (output,) = self._multiply(input, [(weight, bias)])
+        return output
 
-    def put_into(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
+    def put_into(self, modules: Sequence[nn.Module]) -> AbstractContextManager[object]:
         """Gives linear layers a `forward` with these products.
 
         Returns:
@@ -97,11 +95,24 @@ class LibraryProducts(Products):
                 module.forward = partial(self._forward, module)  # type: ignore[method-assign]
             elif not isinstance(module, PackedLinear):
                 others.add(type(module))
+        share_inputs(modules, nn.Linear, self._multiply_layers, lambda layer: (layer.in_features, layer.weight.dtype))
         return self if any(_calls_linear(kind) for kind in others) else nullcontext()
 
     def _forward(self, layer: nn.Linear, input: Tensor) -> Tensor:  # torch's name
+        (output,) = self._multiply_layers(input, [layer])
+        return output
+
+    def _multiply_layers(self, input: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
         with DisableTorchFunction():
-            return self.linear(input, layer.weight, layer.bias)
+            return self._multiply(input, [(layer.weight, layer.bias) for layer in layers])
+
+    def _multiply(self, input: Tensor, weights: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """Returns the products of `input` (..., columns) with each weight (rows, columns) and its bias (rows)."""
+        if not _is_known(input) or any(not _fits(input, weight) for weight, _ in weights):
+            return [torch.nn.functional.linear(input, *weight) for weight in weights]
+        tokens = input.reshape(-1, input.shape[-1]).contiguous()
+        outputs = linear(self._library, tokens, weights)
+        return [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
 
 
 class WideProducts(Products):
@@ -140,6 +151,10 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
     if num_tokens < _FEW_TOKENS:
         return max(1, min(_FEW_BLOCK_ROWS, _FEW_BLOCK_NUMBERS // num_columns))
     return max(1, _BLOCK_NUMBERS // num_columns)
+
+
+def _fits(input: Tensor, weight: Tensor) -> bool:
+    return _is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2
 
 
 def _is_known(tensor: Tensor) -> bool:

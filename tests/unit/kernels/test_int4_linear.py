@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,12 +11,20 @@ from torch import Tensor
 from headrace.compression.packed_linear import rounded_tokens
 from headrace.compression.weight_codecs import Int4Codec
 from headrace.kernels.library import load, usable
-from headrace.kernels.packed_linear import int4_linear
+from headrace.kernels.packed_linear import PackedWeight
+from headrace.kernels.packed_linear import int4_linear as int4_linears
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
 SHAPES = [(1, 1, 1), (1, 64, 64), (2, 100, 37), (5, 33, 130), (7, 96, 64), (13, 257, 65), (40, 515, 200)]
 """(T, K, N): whole registers, tiles and parts, and what is left beside them."""
+
+
+def int4_linear(
+    library: ctypes.CDLL, tokens: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int, group_size: int
+) -> Tensor:
+    (output,) = int4_linears(library, tokens, [PackedWeight(packed, bias, num_outputs)], group_size)
+    return output
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -94,3 +104,15 @@ def test_a_number_that_is_none_spoils_its_own_token_alone(name: str, fault: floa
 def test_a_token_of_zeros_gives_the_bias(name: str) -> None:
     packed, bias = Int4Codec().encode(drawn(70, 64)), drawn(70)
     assert torch.equal(int4_linear(load(name), torch.zeros(2, 64), packed, bias, 70, 64), bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_several_weights_give_what_each_gives_alone(name: str, num_tokens: int) -> None:
+    tokens = 3 * drawn(num_tokens, 320)
+    weights = [
+        PackedWeight(Int4Codec().encode(drawn(count, 320)), drawn(count) if count > 64 else None, count)
+        for count in (130, 7, 64, 90)
+    ]
+    alone = [int4_linear(load(name), tokens, *weight, 64) for weight in weights]
+    assert all(map(torch.equal, int4_linears(load(name), tokens, weights, 64), alone))

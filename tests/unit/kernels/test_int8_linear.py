@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,12 +11,25 @@ from torch import Tensor
 from headrace.compression.packed_linear import rounded_tokens
 from headrace.compression.weight_codecs import Int8Codec
 from headrace.kernels.library import load, usable
-from headrace.kernels.packed_linear import int8_linear
+from headrace.kernels.packed_linear import PackedWeight
+from headrace.kernels.packed_linear import int8_linear as int8_linears
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
 SHAPES = [(1, 1, 1), (1, 64, 64), (2, 100, 37), (5, 33, 130), (7, 96, 64), (13, 257, 65), (40, 515, 200)]
 CODEC = Int8Codec()
+
+
+def int8_linear(
+    library: ctypes.CDLL,
+    tokens: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    num_outputs: int,
+    outliers: float | None = None,
+) -> Tensor:
+    (output,) = int8_linears(library, tokens, [PackedWeight(packed, bias, num_outputs)], outliers)
+    return output
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -111,3 +126,15 @@ def test_a_token_with_outliers_is_bitwise_the_same_alone_and_among_others(name: 
 def test_a_token_of_zeros_gives_the_bias(name: str) -> None:
     packed, bias = CODEC.encode(drawn(70, 37)), drawn(70)
     assert torch.equal(int8_linear(load(name), torch.zeros(2, 37), packed, bias, 70), bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_several_weights_give_what_each_gives_alone(name: str, num_tokens: int) -> None:
+    tokens = 3 * drawn(num_tokens, 320)
+    weights = [
+        PackedWeight(CODEC.encode(drawn(count, 320)), drawn(count) if count > 64 else None, count)
+        for count in (130, 7, 64, 90)
+    ]
+    alone = [int8_linear(load(name), tokens, *weight, 6.0) for weight in weights]
+    assert all(map(torch.equal, int8_linears(load(name), tokens, weights, 6.0), alone))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor
 
 from headrace.kernels.library import load, usable
-from headrace.kernels.linear import linear
+from headrace.kernels.linear import linear as linears
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
@@ -18,6 +20,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def linear(library: ctypes.CDLL, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    (output,) = linears(library, tokens, [(weight, bias)])
+    return output
 
 
 def assert_rounded_once(found: Tensor, exact: Tensor, num_inputs: int, dtype: torch.dtype) -> None:
@@ -72,3 +79,13 @@ def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", usable())
+def test_several_weights_give_what_each_gives_alone(name: str) -> None:
+    tokens = drawn(9, 300)
+    weights = [
+        (drawn(count, 300, dtype=torch.bfloat16), drawn(count) if count > 64 else None) for count in (130, 7, 64, 90)
+    ]
+    alone = [linear(load(name), tokens, *weight) for weight in weights]
+    assert all(map(torch.equal, linears(load(name), tokens, weights), alone))
