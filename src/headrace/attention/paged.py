@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from headrace.attention.grouped import GroupedAttention
-from headrace.attention.ragged import AttentionBackend, Integers, KVPages, RaggedLayout
+from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.compression.kv_codec import KVCodec
 from headrace.kernels import attention as kernel
@@ -39,12 +38,9 @@ class PagedAttention:
             query.contiguous(),
             pages.keys,
             values,
+            _rows(layout),
             value_width=pages.value_width,
             code_bits=None if pages.codec is None else pages.codec.bits,
-            starts=_whole(layout.starts),
-            lengths=_whole(layout.lengths),
-            query_starts=_whole(layout.query_starts),
-            block_table=_whole(layout.block_table),
             scale=rule.scale,
             window=rule.window,
             softcap=rule.softcap,
@@ -61,8 +57,13 @@ def _is_known(*tensors: Tensor, codec: KVCodec | None = None) -> bool:
     )
 
 
-def _whole(numbers: Integers) -> Integers:
-    return np.ascontiguousarray(numbers, dtype=np.int64)
+def _rows(layout: RaggedLayout) -> kernel.Rows:
+    found = layout.plans.get(())
+    if found is None:
+        found = kernel.Rows(layout.starts, layout.lengths, layout.query_starts, layout.block_table)
+        layout.plans[()] = found
+    assert isinstance(found, kernel.Rows)
+    return found
 
 
 def _bias(slopes: Tensor, layout: RaggedLayout) -> Tensor:

@@ -31,18 +31,35 @@ class _Attention(Structure):
     )
 
 
+class Rows:
+    """Where the rows of a micro-batch are, as the library reads it: made once for all layers."""
+
+    def __init__(
+        self,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        query_starts: npt.NDArray[np.int64],
+        block_table: npt.NDArray[np.int64],
+    ) -> None:
+        """Args:
+        starts, lengths, query_starts: (R,) position of a row's first token, number of its tokens, their place in T.
+        block_table: (R, B) block of every S positions; -1 where no token is seen.
+        """
+        names = ("starts", "lengths", "query_starts", "block_table")
+        self._arrays = [np.ascontiguousarray(each, np.int64) for each in (starts, lengths, query_starts, block_table)]
+        self.fields = {name: array.ctypes.data for name, array in zip(names, self._arrays, strict=True)}
+        self.fields |= {"table_width": block_table.shape[1], "num_rows": len(starts)}
+
+
 def attend(
     library: ctypes.CDLL,
     query: Tensor,
     keys: Tensor,
     values: Tensor,
+    rows: Rows,
     *,
     value_width: int,
     code_bits: int | None,
-    starts: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    query_starts: npt.NDArray[np.int64],
-    block_table: npt.NDArray[np.int64],
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -57,8 +74,6 @@ def attend(
             same tensor where a value is the first part of its key.
         code_bits: each slot has a record with codes of so many bits instead; where a value is the first part of its
             key, that is a record of V numbers, and one of the others.
-        starts, lengths, query_starts: (R,) position of a row's first token, number of its tokens, their place in T.
-        block_table: (R, B) block of every S positions, contiguous; -1 where no token is seen.
         bias: (H, L) fp32, added to the scores by key position; L a multiple of `BIAS_MULTIPLE` beyond every position.
         sinks: (H,) fp32.
     """
@@ -69,19 +84,13 @@ def attend(
         output=output.data_ptr(),
         keys=keys.data_ptr(),
         values=values.data_ptr(),
-        key_strides=(c_int64 * 3)(*keys.stride()[:3]),
-        value_strides=(c_int64 * 3)(*values.stride()[:3]),
-        starts=starts.ctypes.data,
-        lengths=lengths.ctypes.data,
-        query_starts=query_starts.ctypes.data,
-        block_table=block_table.ctypes.data,
+        key_strides=keys.stride()[:3],
+        value_strides=values.stride()[:3],
         bias=None if bias is None else bias.data_ptr(),
         sinks=None if sinks is None else sinks.data_ptr(),
-        table_width=block_table.shape[1],
         bias_stride=0 if bias is None else bias.stride(0),
         query_type=TYPES[query.dtype],
         kv_type=page_type(keys, code_bits),
-        num_rows=len(starts),
         num_heads=query.shape[1],
         num_kv_heads=keys.shape[1],
         key_width=key_width,
@@ -92,6 +101,7 @@ def attend(
         num_threads=torch.get_num_threads(),
         scale=scale,
         softcap=softcap or 0.0,
+        **rows.fields,
     )
     library.headrace_attend(byref(call))
     return output
