@@ -74,18 +74,23 @@ void put_record(float *numbers, int width, bool is_lost, Code<BITS> *record) {
 
 template <class Number>
 void put_record(float *numbers, int width, bool is_lost, Number *record) {
-    for (int d = 0; d < width; d++) narrow(is_lost ? std::numeric_limits<float>::quiet_NaN() : numbers[d], record + d);
+    if (is_lost) std::fill(numbers, numbers + width, std::numeric_limits<float>::quiet_NaN());
+    int d = 0;
+    for (; d + LANES <= width; d += LANES) store(record + d, load(numbers + d));
+    for (; d < width; d++) narrow(numbers[d], record + d);
 }
 
 // Makes 0 of what is not finite; returns whether there was such a number.
 bool clean(float *numbers, int width) {
-    bool found = false;
-    for (int d = 0; d < width; d++) {
-        const bool is_finite = std::fabs(numbers[d]) <= std::numeric_limits<float>::max();
-        found |= !is_finite;
-        numbers[d] = is_finite ? numbers[d] : 0.0f;
-    }
-    return found;
+    Floats nothing = zeros();  // NaN where a number is not finite
+    int d = 0;
+    for (; d + LANES <= width; d += LANES) nothing = nothing + (load(numbers + d) - load(numbers + d));
+    float rest = sum(nothing);
+    for (; d < width; d++) rest += numbers[d] - numbers[d];
+    if (rest == 0) return false;
+    for (d = 0; d < width; d++)
+        if (!std::isfinite(numbers[d])) numbers[d] = 0;
+    return true;
 }
 
 template <class Page, class Element>
