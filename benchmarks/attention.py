@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import provenance
+from benchmarks.reporting import keep
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import PagedAttention
 from headrace.attention.ragged import Integers, KVPages, RaggedLayout
@@ -92,8 +93,7 @@ def main() -> None:
         for case in CASES:
             result["cases"][case.name] = _measure(case, dtype, codec, arguments.repeats)
             print(case.name, json.dumps(result["cases"][case.name]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, arguments.output)
 
 
 def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int) -> dict[str, float]:

@@ -10,7 +10,6 @@ is the slower of reading the bytes that its sweeps had to read, and of computing
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from benchmarks.dummy_model import make_model
 from benchmarks.machine import provenance
 from benchmarks.memory_cap import MemoryCap, memory_cap
 from benchmarks.processes import Figures
+from benchmarks.reporting import give, keep, say
 from benchmarks.schedule_search import search
 from benchmarks.systems.llama_cpp_mmap import missing
 from headrace.storage.governor import TOLERANCE
@@ -62,19 +62,18 @@ def main() -> int:
             "rows_at_a_time": bench.default_rows_at_a_time,
         }
         systems = _runners(bench, cap, args)
-        result |= _measure(systems, args.repeats, lambda so_far: _keep(result | so_far, args.output))
+        result |= _measure(systems, args.repeats, lambda figures: keep(result | figures, args.output))
         if "llama.cpp" in args.systems and (why := missing(args.gguf)):
             result["systems"]["llama.cpp"] = why
         result["cap"] = cap.figures()
         if args.search:
-            result["search"] = search(bench, cap, tell=_say)
-        _keep(result, args.output)
-    print(json.dumps(result, indent=2))
+            result["search"] = search(bench, cap, tell=say)
+        give(result, args.output)
     return 0
 
 
-def _measure(systems: Mapping[str, Callable[[], Figures]], repeats: int, keep: Callable[[Figures], None]) -> Figures:
-    """Runs all systems in turn, `repeats` times, and keeps what was measured after each run.
+def _measure(systems: Mapping[str, Callable[[], Figures]], repeats: int, use: Callable[[Figures], None]) -> Figures:
+    """Runs all systems in turn, `repeats` times, and gives `use` what is known after each run.
 
     One that failed is not tried again.
     """
@@ -86,8 +85,8 @@ def _measure(systems: Mapping[str, Callable[[], Figures]], repeats: int, keep: C
             figures = run()
             measured[name].append(figures)
             said = figures.get("failed") or f"{figures['generated_tokens_per_second']:.3f} tokens/s"
-            _say(f"run {repeat + 1} of {repeats}: {name}: {said}")
-            keep(summary(measured))
+            say(f"run {repeat + 1} of {repeats}: {name}: {said}")
+            use(summary(measured))
     return summary(measured)
 
 
@@ -118,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, int]:
     """Makes the model and finds out how many rows Headrace runs at a time."""
     model = work / f"{args.case}-{args.dtype}"
-    _say(f"making the model in {model}")
+    say(f"making the model in {model}")
     model_bytes = make_model(model, case.shape, args.dtype)
     memory = args.memory or case.memory
     bench = Bench(
@@ -129,7 +128,7 @@ def _prepare(case: Case, args: argparse.Namespace, work: Path) -> tuple[Bench, i
         rows=args.rows,
         work=work,
     )
-    _say(f"{format_bytes(model_bytes)} of weights under {format_bytes(bench.memory_bytes)}; {bench.rows} rows")
+    say(f"{format_bytes(model_bytes)} of weights under {format_bytes(bench.memory_bytes)}; {bench.rows} rows")
     return bench, model_bytes
 
 
@@ -152,15 +151,6 @@ def _provenance() -> Figures:
     said = provenance()
     versions = {name: version(name) for name in ("accelerate", "safetensors")}
     return {**said, "versions": {**said["versions"], **versions}}  # type: ignore[dict-item]
-
-
-def _keep(result: Figures, output: Path | None) -> None:
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

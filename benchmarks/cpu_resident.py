@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +26,12 @@ from tokenizers import Tokenizer
 from benchmarks.dummy_model import make_model
 from benchmarks.machine import provenance
 from benchmarks.processes import Figures
+from benchmarks.reporting import give, keep, say
 from benchmarks.resident_bench import Batches, ResidentBench
 from benchmarks.resident_contender import Contender
 from benchmarks.resident_result import agreement, ratios, table
 from benchmarks.resident_shapes import SHAPES
-from benchmarks.resident_systems import PRECISIONS, SYSTEMS
+from benchmarks.resident_systems import PRECISIONS, SYSTEMS, Precision, Variant
 from benchmarks.workloads import Workload, random_tokens, worked_examples
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -64,24 +65,24 @@ def main() -> int:
             **rows.figures(),
         }
         contenders = [
-            Contender(name, precision, bench, _say)
+            Contender(name, precision, variants, bench, say)
             for precision in args.precisions
             for name in args.systems or (_WITH_SHARED_PREFIXES if args.workload == _GSM8K else SYSTEMS)
-            if precision in SYSTEMS[name].variants
+            if (variants := _variants(name, precision, args.without))
         ]
         for contender in contenders:
             contender.try_all(rows.for_trial(contender.name, args.batch_sizes))
-            _keep({**result, **_figures(contenders)}, args.output)
+            keep({**result, **_figures(contenders)}, args.output)
         for repeat in range(args.repeats):
-            _say(f"run {repeat + 1} of {args.repeats}")
+            say(f"run {repeat + 1} of {args.repeats}")
             for contender in contenders:
                 contender.measure(rows.at)
-                _keep({**result, **_figures(contenders)}, args.output)
+                keep({**result, **_figures(contenders)}, args.output)
         result |= _figures(contenders)
-    print(json.dumps(result, indent=2))
+    give(result, args.output)
     for line in table(result["systems"]):
-        _say(line)
-    _say(json.dumps(result["ratio_to_best_peer"], indent=1))
+        say(line)
+    say(json.dumps(result["ratio_to_best_peer"], indent=1))
     return 0
 
 
@@ -144,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 16, 32, 64])
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="default: all; for gsm8k those that count")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="SYSTEM:VARIANT",
+        help="ways to hold the model that are left out, as a run before has shown that they are slower",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=_cores(), help="of every system (default: all cores)")
     parser.add_argument("--limit", type=float, default=3600, help="seconds after which a process is given up")
@@ -159,6 +167,10 @@ def _workload(text: str) -> str:
     if text != _GSM8K and not (len(parts) == 2 and all(part.isdigit() and int(part) > 1 for part in parts)):
         raise argparse.ArgumentTypeError(f"{text!r}; expected tokens such as 512/32, at least 2 of each, or {_GSM8K}")
     return text
+
+
+def _variants(name: str, precision: Precision, without: Container[str]) -> list[Variant]:
+    return [variant for variant in SYSTEMS[name].variants.get(precision, ()) if f"{name}:{variant.name}" not in without]
 
 
 def _cores() -> int:
@@ -180,15 +192,6 @@ def _agreements(contenders: Sequence[Contender]) -> Figures:
     tried = {(contender.name, contender.precision): contender.tried for contender in contenders}
     reference = tried.get(("headrace", "full"), {}).get("float32")
     return {f"{name}, {precision}": agreement(found, reference) for (name, precision), found in tried.items()}
-
-
-def _keep(result: Figures, output: Path | None) -> None:
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ tokens, guided (a JSON list of numbers that does not end sooner) or not.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from benchmarks.machine import provenance
+from benchmarks.reporting import give
 from headrace import LLM, GenerationRequest, SamplingParams, StructuredOutputs
 
 
@@ -77,10 +77,7 @@ def main() -> None:
             for name, pairs in seconds.items()
         },
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    give(result, arguments.output)
 
 
 if __name__ == "__main__":

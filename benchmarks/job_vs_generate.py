@@ -9,7 +9,6 @@ tokenizer. Written to take further systems (`SYSTEMS`) and workloads beside thes
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from benchmarks.machine import provenance
+from benchmarks.reporting import give, say
 from benchmarks.systems.base import System
 from benchmarks.systems.headrace_job import HeadraceJob
 from benchmarks.systems.transformers_generate import TransformersGenerate
@@ -49,10 +49,7 @@ def main() -> int:
         systems = {name: SYSTEMS[name](Path(folder), args.dtype) for name in args.systems}
         result = _measure(systems, workload, args.repeats)
     result = {**provenance(), "dtype": args.dtype, "num_parameters": num_parameters, **result}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    give(result, args.output)
     return 0
 
 
@@ -77,7 +74,7 @@ def _make_model(folder: Path, dtype: str) -> int:
 def _measure(systems: dict[str, System], workload: Workload, repeats: int) -> dict[str, object]:
     """Tunes each system on a sample, then lets them answer the whole workload in turn."""
     for name, system in systems.items():
-        _say(f"tuning {name}")
+        say(f"tuning {name}")
         system.tune(workload.sample(_TUNING_ROWS))
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     answers: dict[str, list[list[int]]] = {}
@@ -86,7 +83,7 @@ def _measure(systems: dict[str, System], workload: Workload, repeats: int) -> di
             start = time.perf_counter()
             answers[name] = system.run(workload)
             seconds[name].append(time.perf_counter() - start)
-            _say(f"run {repeat + 1} of {repeats}: {system.name}: {seconds[name][-1]:.1f} s")
+            say(f"run {repeat + 1} of {repeats}: {system.name}: {seconds[name][-1]:.1f} s")
     first, *others = answers.values()
     rates = {name: workload.num_output_tokens / statistics.median(times) for name, times in seconds.items()}
     return {
@@ -101,10 +98,6 @@ def _measure(systems: dict[str, System], workload: Workload, repeats: int) -> di
         "identical_rows": [sum(map(list.__eq__, first, other)) for other in others],
         "ratios_to_first": {name: rates[next(iter(rates))] / rate for name, rate in rates.items()},
     }
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

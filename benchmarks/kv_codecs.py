@@ -22,6 +22,7 @@ from benchmarks.beyond_cases import CASES
 from benchmarks.dummy_model import make_model
 from benchmarks.machine import provenance
 from benchmarks.processes import Figures, measure_in_process
+from benchmarks.reporting import give, say
 
 SYSTEMS = ("auto", "int8", "int4")
 _FIGURES = (
@@ -55,14 +56,11 @@ def main() -> int:
             for system in SYSTEMS:
                 request = {**sizes, "model": str(model), "kv_cache_dtype": system}
                 figures = measure_in_process("benchmarks.systems.headrace_kv", request)
-                print(f"{system}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+                say(f"{system}: {json.dumps(figures)}")
                 measured[system].append(figures)
     result = {**provenance(), **sizes, "case": arguments.case, "weight_bytes": weight_bytes}
     result["systems"] = {system: _summary(runs) for system, runs in measured.items()}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    give(result, arguments.output)
     return 1 if any("failed" in run for runs in measured.values() for run in runs) else 0
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import provenance
+from benchmarks.reporting import keep
 from headrace.compression.packed_linear import product_with
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec
 from headrace.kernels.library import instruction_set, library
@@ -45,8 +46,7 @@ def main() -> None:
             rates = _measure(shape, arguments.tokens, arguments.repeats)
             result["gflops_by_outputs_x_inputs_and_tokens"]["{}x{}".format(*shape)] = rates
             print(shape, json.dumps(rates), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, arguments.output)
 
 
 def _measure(shape: tuple[int, int], token_counts: Sequence[int], repeats: int) -> dict[int, dict[str, float]]:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import provenance
+from benchmarks.reporting import give, say
 from headrace import LLM, SamplingParams
 from headrace.executor import expert_stream
 from headrace.storage.process_memory import resident_bytes
@@ -62,10 +63,7 @@ def main() -> int:
         ) as llm:
             result = {**provenance(), "model": llm.description, "disk_bandwidth": args.disk_bandwidth}
             result["tokens_per_second"] = {f"{rows} rows": _alternately(llm, rows, args.repeats) for rows in args.rows}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    give(result, args.output)
     return 0
 
 
@@ -78,7 +76,7 @@ def _alternately(llm: LLM, num_rows: int, repeats: int) -> dict[str, float]:
             rate = _measure(llm, num_rows, seed=repeat)
             if repeat:  # the first warms up
                 rates[way].append(rate)
-            print(f"{num_rows} rows, {way}: {rate:.2f} tokens/s", file=sys.stderr, flush=True)
+            say(f"{num_rows} rows, {way}: {rate:.2f} tokens/s")
     return {way: round(statistics.median(measured), 3) for way, measured in rates.items()}
 
 

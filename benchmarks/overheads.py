@@ -10,7 +10,6 @@ All times are medians over sweeps in which every row gets one token.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -27,6 +26,7 @@ from benchmarks.beyond_cases import CASES
 from benchmarks.dummy_model import make_model
 from benchmarks.llama_shape import LlamaShape
 from benchmarks.machine import provenance
+from benchmarks.reporting import give
 from headrace import LLM, SamplingParams
 from headrace.executor.executor import Executor, Sampled, Sampler
 from headrace.scheduler.sweep import Chunk, Sweep
@@ -95,10 +95,7 @@ def main() -> int:
         "beside_products_seconds": beside,
         "beside_products_shares": {name: seconds / sweep["whole"] for name, seconds in beside.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    give(result, args.output)
     return 0
 
 

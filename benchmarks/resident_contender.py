@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from benchmarks.processes import Figures
 from benchmarks.resident_bench import Batches, ResidentBench
 from benchmarks.resident_result import Setting, best_settings, medians
-from benchmarks.resident_systems import SYSTEMS, Precision
+from benchmarks.resident_systems import Precision, Variant
 
 _LEAST_GAIN = 1.02
 """A batch that has not so many times the rate of a smaller one is the last that is tried."""
@@ -19,10 +19,17 @@ class Contender:
     settings: the best ones, by what they are best for.
     """
 
-    def __init__(self, name: str, precision: Precision, bench: ResidentBench, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        precision: Precision,
+        variants: Iterable[Variant],
+        bench: ResidentBench,
+        tell: Callable[[str], None],
+    ) -> None:
         self.name, self.precision = name, precision
         self._bench, self._tell = bench, tell
-        self._variants = {variant.name: variant for variant in SYSTEMS[name].variants[precision]}
+        self._variants = {variant.name: variant for variant in variants}
         self.tried: dict[str, Figures] = {}
         self.settings: dict[str, Setting] = {}
         self._runs: dict[str, list[Figures]] = {}

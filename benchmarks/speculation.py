@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.machine import provenance
 from benchmarks.processes import ROOT
+from benchmarks.reporting import give, say
 from headrace import LLM, SamplingParams
 
 WAYS = {"with guesses": True, "without": False}
@@ -34,10 +35,7 @@ def main() -> int:
     result: dict[str, Any] = {**provenance(), "disk_bandwidth": args.disk_bandwidth, "jobs": {}}
     for rows in args.rows:
         result["jobs"][f"{rows} rows"] = _alternately(rows, args.disk_bandwidth, args.repeats)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    give(result, args.output)
     return 0
 
 
@@ -63,7 +61,7 @@ def _alternately(num_rows: int, disk_bandwidth: str, repeats: int) -> dict[str, 
             num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
             measured[way].append(num_tokens / seconds)
             answers.append([output.outputs[0].text for output in outputs])
-            print(f"{num_rows} rows, {way}: {num_tokens / seconds:.1f} tokens/s", file=sys.stderr, flush=True)
+            say(f"{num_rows} rows, {way}: {num_tokens / seconds:.1f} tokens/s")
     assert all(texts == answers[0] for texts in answers), "a guess changed an answer"
     medians = {way: statistics.median(rates) for way, rates in measured.items()}
     return {

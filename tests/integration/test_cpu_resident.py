@@ -273,7 +273,7 @@ def rows(sizes: list[int]) -> dict[int, Workload]:
 
 def test_a_contender_is_tried_in_every_way_and_then_measured_at_its_best() -> None:
     bench, told = Bench(most_rows=16), []
-    contender = Contender("headrace", "full", bench, told.append)  # type: ignore[arg-type]
+    contender = Contender("headrace", "full", SYSTEMS["headrace"].variants["full"], bench, told.append)  # type: ignore[arg-type]
     contender.try_all(rows([1, 8, 16, 32]))
     assert bench.asked == [[1, 8, 16, 32], [1, 8, 16]] * 2, "without the batch that did not fit"
     assert contender.settings == {SINGLE: Setting("bfloat16", 1), BEST: Setting("float32", 16)}

@@ -10,10 +10,9 @@ from torch import Tensor
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.ragged import AttentionBackend, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
-from headrace.compression.kv_codec import KVCodec
 from headrace.kernels import attention as kernel
 from headrace.kernels.library import library
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import is_known
 
 
 def best_attention() -> AttentionBackend:
@@ -31,7 +30,7 @@ class PagedAttention:
 
     def attend(self, query: Tensor, pages: KVPages, layout: RaggedLayout, rule: AttentionRule) -> Tensor:
         values = pages.keys if pages.values is None else pages.values
-        if rule.allowed is not None or not _is_known(query) or not _is_known(pages.keys, values, codec=pages.codec):
+        if rule.allowed is not None or not is_known(query) or not _reads(pages):
             return self._other.attend(query, pages, layout, rule)
         return kernel.attend(
             self._library,
@@ -49,12 +48,10 @@ class PagedAttention:
         )
 
 
-def _is_known(*tensors: Tensor, codec: KVCodec | None = None) -> bool:
-    """Whether the library reads them: numbers of its types, or records of `codec`."""
-    return all(
-        tensor.device.type == "cpu" and (tensor.dtype in TYPES or codec is not None) and tensor.stride(-1) == 1
-        for tensor in tensors
-    )
+def _reads(pages: KVPages) -> bool:
+    if pages.codec is not None:
+        return pages.keys.device.type == "cpu"
+    return is_known(pages.keys) and (pages.values is None or is_known(pages.values))
 
 
 def _rows(layout: RaggedLayout) -> kernel.Rows:

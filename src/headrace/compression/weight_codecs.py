@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from headrace.compression.nibbles import to_words
+from headrace.compression.nibbles import from_words, to_words
 
 PART_OUTPUTS = 64
 """Outputs that are packed together."""
@@ -146,12 +146,11 @@ class Int4Codec:
         groups = packed.view(len(packed), -1, self._group_bytes)
         sizes = [self.group_size // 2 * PART_OUTPUTS, 4 * PART_OUTPUTS, PART_OUTPUTS]
         words, scales, zeros = torch.split(groups, sizes, dim=2)
-        columns = _numbers(words, torch.int32).view(*groups.shape[:2], -1, PART_OUTPUTS).permute(0, 3, 1, 2)
-        places = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
-        codes = (columns[..., None] >> places & _INT4_LARGEST).to(torch.uint8)
-        num_outputs = len(packed) * PART_OUTPUTS
+        num_outputs, num_groups = len(packed) * PART_OUTPUTS, groups.shape[1]
+        columns = _numbers(words, torch.int32).view(len(packed), num_groups, -1, PART_OUTPUTS).permute(0, 3, 1, 2)
+        codes = from_words(columns.reshape(num_outputs, -1), num_groups * self.group_size)
         return (
-            codes.reshape(num_outputs, -1, self.group_size),
+            codes.view(num_outputs, num_groups, self.group_size),
             _numbers(scales, torch.float32).transpose(1, 2).reshape(num_outputs, -1),
             zeros.transpose(1, 2).reshape(num_outputs, -1),
         )

@@ -11,6 +11,11 @@ MOST_WEIGHTS = 4
 _CODE_TYPES = {8: 3, 4: 4}
 
 
+def is_known(tensor: torch.Tensor) -> bool:
+    """Whether the library reads a tensor: on the CPU, of one of `TYPES`, the numbers of a row side by side."""
+    return tensor.device.type == "cpu" and tensor.dtype in TYPES and tensor.stride(-1) == 1
+
+
 def page_type(pages: torch.Tensor, code_bits: int | None) -> int:
     """Returns the number of what pages of keys or values hold: numbers, or codes of so many bits."""
     return TYPES[pages.dtype] if code_bits is None else _CODE_TYPES[code_bits]

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from headrace.compression.packed_linear import PackedLinear
 from headrace.kernels.library import library
 from headrace.kernels.linear import linear
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import is_known
 from headrace.models.choices import is_slow
 from headrace.models.shared_inputs import share_inputs
 from headrace.units import MIB
@@ -108,7 +108,7 @@ class LibraryProducts(Products):
 
     def _multiply(self, input: Tensor, weights: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """Returns the products of `input` (..., columns) with each weight (rows, columns) and its bias (rows)."""
-        if not _is_known(input) or any(not _fits(input, weight) for weight, _ in weights):
+        if not is_known(input) or any(not _fits(input, weight) for weight, _ in weights):
             return [torch.nn.functional.linear(input, *weight) for weight in weights]
         tokens = input.reshape(-1, input.shape[-1]).contiguous()
         outputs = linear(self._library, tokens, weights)
@@ -154,11 +154,7 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
 
 
 def _fits(input: Tensor, weight: Tensor) -> bool:
-    return _is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2
-
-
-def _is_known(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in TYPES and tensor.stride(-1) == 1
+    return is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2
 
 
 def _calls_linear(kind: type[nn.Module]) -> bool:

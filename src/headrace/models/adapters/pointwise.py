@@ -18,7 +18,7 @@ from torch._C import DisableTorchFunction
 
 from headrace.kernels.library import library
 from headrace.kernels.pointwise import Activation, NormForm, gated, rms_norm, rotated
-from headrace.kernels.types import TYPES
+from headrace.kernels.types import is_known
 from headrace.models.transformers_api import ForeignModule, GELUTanh, SiLUActivation
 
 _HIDDEN = """input_dtype = x.dtype
@@ -75,7 +75,7 @@ def _norm_forward(self: ForeignModule, hidden: Tensor) -> Tensor:
     """(..., W) -> (..., W)."""
     found = library()
     with DisableTorchFunction():  # here and below: no product is to be looked for, which takes time
-        if found is None or not _is_known(hidden, self.weight):
+        if found is None or not _are_known(hidden, self.weight):
             normalised: Tensor = type(self).forward(self, hidden)
             return normalised
         return rms_norm(found, hidden, self.weight, self.headrace_epsilon, self.headrace_form)
@@ -93,7 +93,7 @@ def _mlp_forward(self: ForeignModule, hidden: Tensor) -> Tensor:
     """(..., E) -> (..., E)."""
     gate, up, found = self.gate_proj(hidden), self.up_proj(hidden), library()
     with DisableTorchFunction():
-        if found is None or not _is_known(gate, up):
+        if found is None or not _are_known(gate, up):
             inner = self.act_fn(gate) * up
         else:
             inner = gated(found, gate, up, self.headrace_activation)
@@ -138,15 +138,14 @@ def _can_be_rotated(numbers: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and numbers.stride(-1) == 1
         and numbers.dtype is cos.dtype
         and numbers.device.type == "cpu"
-        and _is_known(cos, sin)
+        and _are_known(cos, sin)
     )
 
 
-def _is_known(*tensors: Tensor) -> bool:
-    first = tensors[0]
-    return first.dtype in TYPES and all(
-        tensor.device.type == "cpu" and tensor.dtype is first.dtype and tensor.is_contiguous() for tensor in tensors
-    )
+def _are_known(*tensors: Tensor) -> bool:
+    """Whether the library goes through them together."""
+    dtype = tensors[0].dtype
+    return all(is_known(tensor) and tensor.dtype is dtype and tensor.is_contiguous() for tensor in tensors)
 
 
 @cache
