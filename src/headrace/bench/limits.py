@@ -18,17 +18,17 @@ _TOKENS = 512
 
 
 def machine_limits(work: ModelWork, note: Callable[[str], None]) -> Limits:
-    """Returns the rates of the device that computes, in the dtype that it computes in.
+    """Returns the rates of the device that computes, in the dtype or with the packed weights that it computes with.
 
-    Those of the last `headrace doctor --calibrate`, where it measured this dtype; else they are measured in a moment
-    and in half a gigabyte of memory.
+    Those of the last `headrace doctor --calibrate`, where it measured this dtype; else, and of products with packed
+    weights always, they are measured in a moment and in half a gigabyte of memory.
 
     Args:
         note: hears of a calibration that cannot be read.
     """
     found = latest_calibration(identify_machine(work.device), note)
     matrix = None if found is None else found.matrix_rate(dtype=work.dtype, num_tokens=_TOKENS)
-    if found is not None and matrix is not None:
+    if found is not None and matrix is not None and work.weight_codec is None:
         return Limits(
             memory_bytes_per_second=found.memory_bytes_per_second,
             matrix_operations_per_second=matrix,
@@ -39,6 +39,6 @@ def machine_limits(work: ModelWork, note: Callable[[str], None]) -> Limits:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Limits(
         memory_bytes_per_second=memory,
-        matrix_operations_per_second=measure_matrix_rate(device, getattr(torch, work.dtype)),
+        matrix_operations_per_second=measure_matrix_rate(device, getattr(torch, work.dtype), work.weight_codec),
         measured=f"{now}, after the runs",
     )

@@ -17,7 +17,7 @@ class Limits:
 
     Attributes:
         memory_bytes_per_second: read by one operation.
-        matrix_operations_per_second: of products of 512 tokens in the model's dtype.
+        matrix_operations_per_second: of products of 512 tokens in the model's dtype, or with its packed weights.
         measured: when and by what.
     """
 

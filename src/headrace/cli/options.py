@@ -21,6 +21,7 @@ _MODEL_OPTIONS = (
     "revision",
     "dtype",
     "quantization",
+    "allow",
     "device",
     "memory",
     "gpu_memory",
@@ -62,6 +63,14 @@ def add_model_options(parser: argparse.ArgumentParser, *, speculates: bool = Tru
         choices=("none", "int8", "int8-outliers", "int4"),
         default="none",
         help="linear layers in 8 bits (weights and tokens; -outliers: but for large numbers) or 4 (default: none)",
+    )
+    group.add_argument(
+        "--allow",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="LIST",
+        help="in place of --quantization, such as int8,int4: of the model as it is and of these the fastest that fits "
+        "into memory, or where none does the smallest",
     )
     group.add_argument(
         "--device",
@@ -238,7 +247,7 @@ def open_model(
     if given["max_num_seqs"] is None:
         given["max_num_seqs"] = max_num_seqs
     if in_full_precision:
-        given.update(quantization="none", kv_cache_dtype="auto")
+        given.update(quantization="none", allow=(), kv_cache_dtype="auto")
     return LLM(
         args.model,
         expected_rows=expected_rows,

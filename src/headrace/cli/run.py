@@ -127,11 +127,13 @@ def run(args: argparse.Namespace) -> int:
 def _check_sampling_of_quality(args: argparse.Namespace, num_rows: int | None) -> None:
     if (
         args.quantization == "none"
+        and not args.allow
         and args.kv_cache_dtype == "auto"
         and not (args.compress_weight or args.compress_cache)
     ):
         raise OptionError(
-            "--sample-quality compares with full precision, in which this runs; give --quantization or --kv-cache-dtype"
+            "--sample-quality compares with full precision, in which this runs; give --quantization, --allow or "
+            "--kv-cache-dtype"
         )
     if num_rows is None:
         raise OptionError("--sample-quality reads rows before the job does; give a file, not stdin")

@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 
 from headrace.attention.paged import best_attention
-from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.compression.packed_linear import PackedLinear, multiply
-from headrace.compression.weight_codecs import weight_codec
 from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
@@ -31,9 +29,10 @@ from headrace.engine.model_work import ModelWork, model_work
 from headrace.engine.moving import KVMoving
 from headrace.engine.options import EngineOptions
 from headrace.engine.placed_model import PlacedModel, Streams, load_resident
+from headrace.engine.precision import DescribedModel, describe_model, is_too_large
 from headrace.engine.streaming import least_stream_bytes, open_stream
 from headrace.engine.tiers import Tiers, open_tiers
-from headrace.errors import BudgetError, OptionError
+from headrace.errors import BudgetError
 from headrace.executor.activations import ActivationsBelow
 from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor
@@ -42,19 +41,17 @@ from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.kv_cache.pools import KVPools
-from headrace.models.architectures import check_architecture
-from headrace.models.choices import choose_dtype, dtype_of_config, slow_dtype_note
+from headrace.models.choices import slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
-from headrace.models.packed_layers import pack_head, pack_layers, packed_codec, packing_bytes
+from headrace.models.packed_layers import packed_codec
 from headrace.models.products import products
 from headrace.models.remote_code import register_remote_code
 from headrace.models.shared_inputs import share_inputs
-from headrace.models.skeleton import automatic_dtype, build_outline, build_skeleton, make_buffers, read_model_config
+from headrace.models.skeleton import read_model_config
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
-from headrace.models.transformers_api import PreTrainedModel
-from headrace.models.weight_map import Stored, WeightMap, build_random_weight_map, build_weight_map
+from headrace.models.weight_map import WeightMap
 from headrace.planner.filling import Filling
 from headrace.planner.preemption import SweepSpeed
 from headrace.sampling.guidance import Guidance
@@ -113,9 +110,10 @@ def launch_on(tiers: Tiers, options: EngineOptions, path: Path, opened: ExitStac
     )
     defaults = read_generation_defaults(path, tokenizer)
     keep_freed_memory()
-    model, weights, dtype = _describe_weights(options, path, tiers)
+    described = describe_model(options, path, tiers, BLOCK_TOKENS)
+    model, weights, dtype = described.model, described.weights, described.dtype
     check_vocabulary(path, tokenizer, model.config.get_text_config().vocab_size)
-    placed = _place_model(options, model, weights, dtype, tiers)
+    placed = _place_model(options, described, tiers)
     opened.callback(placed.close)
     launched = start(options, defaults, placed, weights, dtype, tokenizer, tiers)
     opened.callback(launched.engine.guidance.close)
@@ -292,52 +290,18 @@ def _filling(
     return Filling(division.filling_tokens, streams.so_far, num_rows=num_rows)
 
 
-def _describe_weights(
-    options: EngineOptions, path: Path, tiers: Tiers
-) -> tuple[PreTrainedModel, WeightMap, torch.dtype]:
-    """Builds the skeleton and finds where its weights come from; reads none."""
-    if options.load_format == "dummy":
-        check_architecture(read_model_config(path))
-        dtype = choose_dtype(options.dtype) or dtype_of_config(read_config(path))
-        model = build_skeleton(path, dtype)
-        return model, _packed(model, build_random_weight_map(model, options.seed), options), dtype
-    checkpoint = Checkpoint.open(path)
-    check_architecture(read_model_config(path))  # refuses what cannot be run before it is built
-    dtype = choose_dtype(options.dtype) or automatic_dtype(checkpoint, tiers.device, tiers.device_budget.limit_bytes)
-    model = build_outline(path, dtype)
-    weights = build_weight_map(model, checkpoint)
-    make_buffers(model, path)  # of sizes that the weights have confirmed
-    return model, _packed(model, weights, options), dtype
-
-
-def _packed(model: PreTrainedModel, weights: WeightMap, options: EngineOptions) -> WeightMap:
-    """Packs layers and head as they are wanted; of a checkpoint that is packed so already, the head."""
-    wanted = weight_codec(options.quantization)
-    contents = [source.content for source in weights.parameters.values()]
-    stored = next((content.codec for content in contents if isinstance(content, Stored)), None)
-    if wanted is not None and stored is not None and type(wanted) is not type(stored):
-        raise OptionError(
-            f"quantization is {options.quantization}, but the weights of {options.model} are quantized already, to "
-            f"{stored.label}; leave it out, or use the original checkpoint"
-        )
-    weights = pack_layers(model, weights, wanted)
-    return weights if wanted is None else pack_head(model, weights, wanted)
-
-
-def _place_model(
-    options: EngineOptions, model: PreTrainedModel, weights: WeightMap, dtype: torch.dtype, tiers: Tiers
-) -> PlacedModel:
+def _place_model(options: EngineOptions, described: DescribedModel, tiers: Tiers) -> PlacedModel:
     """Charges what is there already, then loads the weights, or prepares to stream them where they do not fit."""
+    model, weights = described.model, described.weights
     table = layer_table(model.config)
     host, device = tiers.host_budget, tiers.device_budget
+    streams = options.asks_to_stream or is_too_large(described, options, tiers, BLOCK_TOKENS)
     release_freed_memory()
     used = resident_bytes()
-    smallest = partial(
-        smallest_bytes, table=table, dtype_bytes=dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options
-    )
     base = used if tiers.are_one else 0
-    is_too_large = base + weights.num_bytes + max(smallest(), packing_bytes(weights)) > device.limit_bytes
-    streams = options.asks_to_stream or is_too_large
+    smallest = partial(
+        smallest_bytes, table=table, dtype_bytes=described.dtype.itemsize, block_tokens=BLOCK_TOKENS, options=options
+    )
     try:
         if not tiers.are_one:
             host.require("Python with torch", used + LIBRARY_BYTES)

@@ -40,6 +40,7 @@ class LLM:
         revision: str | None = None,
         dtype: str = "auto",
         quantization: str = "none",
+        allow: Sequence[str] = (),
         device: str = "auto",
         memory: Size | None = None,
         gpu_memory: Size | None = None,
@@ -80,6 +81,8 @@ class LLM:
             quantization: of linear layers: `int8` (weights and, in products, tokens in 8 bits), `int8-outliers` (a
                 token's large numbers as they are) or `int4` (weights in 4 bits, in groups of 64; tokens in 8);
                 `none`: as `dtype`.
+            allow: some of these, in place of `quantization`: the engine takes, of the model as it is and of them, what
+                is fastest in memory; where nothing fits, the smallest.
             device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N`, or, for tests,
                 `simulated:2GiB,8GB/s`: host memory with a budget and a link of its own.
             memory: bytes, or a size such as `6GiB`, that the whole process may use; 80 % of what is free by default. A
@@ -132,6 +135,7 @@ class LLM:
                 revision=revision,
                 dtype=dtype,
                 quantization=quantization,
+                allow=tuple(allow),
                 device=device,
                 memory_bytes=given["memory"],
                 gpu_memory_bytes=given["gpu_memory"],

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from headrace.compression.kv_codec import KVCodec
+from headrace.compression.weight_codecs import WeightCodec
 from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerTable
+from headrace.models.packed_layers import packed_codec
 from headrace.models.weight_map import ParameterSource, WeightMap, torch_dtype_name
 
 
@@ -33,6 +35,7 @@ class ModelWork:
         dtype: of the arithmetic.
         kv_number_bytes: of a number in the KV cache.
         kv_codec: that keys and values are kept in; None: as such numbers.
+        weight_codec: that most weights of layers are packed with, and multiplied with tokens in 8 bits; None: none.
         weight_bytes: of layers without their routed experts, and of the head.
         layer_weights, head_weights: how many weights a token is multiplied with in the layers, and in the head.
         experts: the routed ones, of each layer that has any.
@@ -46,6 +49,7 @@ class ModelWork:
     layer_weights: int
     head_weights: int
     kv_codec: KVCodec | None = None
+    weight_codec: WeightCodec | None = None
     experts: tuple[ExpertWeights, ...] = ()
 
     def sweep_bytes(self, num_tokens: int) -> float:
@@ -104,6 +108,7 @@ def model_work(
         layer_weights=_num_weights(shared),
         head_weights=_num_weights(head),
         kv_codec=kv_codec,
+        weight_codec=packed_codec(weights),
         experts=tuple(experts),
     )
 

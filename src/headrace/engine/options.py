@@ -22,6 +22,7 @@ class EngineOptions:
     revision: str | None = None
     dtype: str = "auto"
     quantization: str = "none"
+    allow: tuple[str, ...] = ()
     device: str = "auto"
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
@@ -63,6 +64,12 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
         _check_choice("quantization", self.quantization, get_args(Quantization))
+        for name in self.allow:
+            _check_choice("allow", name, get_args(Quantization)[1:])
+        if self.allow and self.quantization != "none":
+            raise OptionError(
+                f"quantization is {self.quantization} and allow is {', '.join(self.allow)}; give one of the two"
+            )
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         for name in (
             "max_model_len",

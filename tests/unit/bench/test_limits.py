@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrace.bench.limits import machine_limits
+from headrace.compression.weight_codecs import Int8Codec
 from headrace.planner.calibration_store import save_calibration
 from headrace.planner.machine import identify_machine
 from tests.unit.bench.test_utilization import WORK
@@ -31,6 +32,12 @@ def test_without_one_the_machine_is_measured() -> None:
     found = machine_limits(WORK, pytest.fail)
     assert found.memory_bytes_per_second > 0 and found.matrix_operations_per_second > 0
     assert found.measured.endswith("after the runs")
+
+
+def test_products_with_packed_weights_are_measured() -> None:
+    save_calibration(made_up(machine=identify_machine()))
+    packed = machine_limits(replace(WORK, weight_codec=Int8Codec()), pytest.fail)
+    assert packed.measured.endswith("after the runs") and packed.matrix_operations_per_second > 0
 
 
 def test_a_dtype_that_was_not_calibrated_is_measured() -> None:
