@@ -18,6 +18,7 @@ constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in regi
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
 constexpr int WORD_INPUTS = 8;
 constexpr int AHEAD_BYTES = 4096;
+constexpr int64_t CACHED_BYTES = 512 * 1024;  // of wide codes, in the second cache
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -160,31 +161,43 @@ void multiply_tokens(const Part &part, const Source &source, const Tokens &token
         });
 }
 
+Part part_of(const PackedLinear &call, const Outputs<PackedWeight> &outputs, int64_t num_groups) {
+    const int64_t part_bytes = num_groups * int4_group_bytes(call.group_inputs);
+    return {outputs.of.weight + outputs.first / PACKED_OUTPUTS * part_bytes, call.group_inputs};
+}
+
 template <class Element>
 void multiply(const PackedLinear &call) {
     const int64_t num_groups = (call.num_inputs + call.group_inputs - 1) / call.group_inputs;
     const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
+    const int64_t most_together = std::max<int64_t>(1, CACHED_BYTES / (call.num_inputs * PACKED_OUTPUTS));
+    const int64_t together = pieces_together(most_together, num_parts, call.num_tokens, call.num_threads);
     const Tokens tokens(call.num_tokens, num_groups, call.group_inputs);
 #pragma omp parallel num_threads(call.num_threads)
     {
 #pragma omp for
         for (int64_t t = 0; t < call.num_tokens; t++)
             tokens.narrow(static_cast<const Element *>(call.input) + t * call.num_inputs, call.num_inputs, t);
-        const Scratch<uint8_t> wide = scratch<uint8_t>(num_tiles > 1 ? tokens.stride * PACKED_OUTPUTS : 0);
+        const int64_t wide_bytes = tokens.stride * PACKED_OUTPUTS;
+        const Scratch<uint8_t> wide = scratch<uint8_t>(num_tiles > 1 ? together * wide_bytes : 0);
         float results[BYTE_TILE_TOKENS * PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_parts; i++) {
-            const auto outputs = outputs_at<PACKED_OUTPUTS>(call, i);
-            const int64_t part_bytes = num_groups * int4_group_bytes(call.group_inputs);
-            const Part part{outputs.of.weight + outputs.first / PACKED_OUTPUTS * part_bytes, call.group_inputs};
-            if (num_tiles > 1) widen(part, num_groups, wide.get());
-            for (int64_t index = 0; index < num_tiles; index++) {
-                const Tile tile(call.num_tokens, num_tiles, index);
+        for (int64_t begin = 0; begin < num_parts; begin += together) {
+            const int64_t count = std::min(together, num_parts - begin);
+            for (int64_t p = 0; p < count && num_tiles > 1; p++)
+                widen(part_of(call, outputs_at<PACKED_OUTPUTS>(call, begin + p), num_groups), num_groups,
+                      wide.get() + p * wide_bytes);
+            for (int64_t index = 0; index < num_tiles * count; index++) {
+                const Tile tile(call.num_tokens, num_tiles, index / count);
+                const int64_t p = index % count;
+                const auto outputs = outputs_at<PACKED_OUTPUTS>(call, begin + p);
+                const Part part = part_of(call, outputs, num_groups);
+                const WideCodes wide_codes{wide.get() + p * wide_bytes, call.group_inputs / WORD_INPUTS};
                 if (num_tiles == 1)
                     multiply_tokens(part, PackedCodes{part}, tokens, tile, results);
                 else
-                    multiply_tokens(part, WideCodes{wide.get(), call.group_inputs / WORD_INPUTS}, tokens, tile, results);
+                    multiply_tokens(part, wide_codes, tokens, tile, results);
                 for (int t = 0; t < tile.count; t++)
                     give<Element>(outputs, tile.first + t, results + t * PACKED_OUTPUTS);
             }

@@ -18,6 +18,7 @@ namespace {
 constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in registers
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
 constexpr int AHEAD_BYTES = 4096;
+constexpr int64_t CACHED_BYTES = 512 * 1024;  // of weights, in the second cache
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -126,6 +127,8 @@ template <class Element>
 void multiply(const PackedLinear &call) {
     const int64_t padded_inputs = (call.num_inputs + 3) / 4 * 4;
     const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
+    const int64_t most_together = std::max<int64_t>(1, CACHED_BYTES / int8_part_bytes(padded_inputs));
+    const int64_t together = pieces_together(most_together, num_parts, call.num_tokens, call.num_threads);
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
     const Scratch<uint8_t> tokens = scratch<uint8_t>(call.num_tokens * padded_inputs);
     const Scratch<float> scales = scratch<float>(call.num_tokens);
@@ -144,11 +147,12 @@ void multiply(const PackedLinear &call) {
         }
         float results[BYTE_TILE_TOKENS * PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_parts; i++) {
-            const auto outputs = outputs_at<PACKED_OUTPUTS>(call, i);
-            const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
-            for (int64_t index = 0; index < num_tiles; index++) {
-                const Tile tile(call.num_tokens, num_tiles, index);
+        for (int64_t begin = 0; begin < num_parts; begin += together) {
+            const int64_t stop = std::min(begin + together, num_parts);
+            for (int64_t index = 0; index < num_tiles * (stop - begin); index++) {
+                const Tile tile(call.num_tokens, num_tiles, index / (stop - begin));
+                const auto outputs = outputs_at<PACKED_OUTPUTS>(call, begin + index % (stop - begin));
+                const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
                 multiply_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
                                 padded_inputs, results);
                 for (int t = 0; t < tile.count; t++) {

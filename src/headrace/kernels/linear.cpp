@@ -15,13 +15,14 @@ namespace {
 
 // Inputs of a panel: with few tokens it stays in the first cache, with many it is to last for longer.
 constexpr int FEW_TOKENS = 16, FEW_INPUTS = 64, MANY_INPUTS = 256;
-constexpr int64_t TILES_AT_ONCE = 84;  // their numbers and sums stay in the second cache
+constexpr int64_t TILES_AT_ONCE = 84, PANELS_TOGETHER = 4;  // panels and sums stay in the second cache
 
 template <class Element, class Weight>
 void multiply(const Linear &call) {
     const int64_t num_tiles = (call.num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
     const int64_t num_panels = num_outputs_at_once<PANEL_OUTPUTS>(call);
+    const int64_t together = pieces_together(PANELS_TOGETHER, num_panels, call.num_tokens, call.num_threads);
     const int at_once = call.num_tokens <= FEW_TOKENS ? FEW_INPUTS : MANY_INPUTS;
     const Scratch<float> tokens = scratch<float>(call.num_tokens * call.num_inputs);
 #pragma omp parallel num_threads(call.num_threads)
@@ -32,29 +33,39 @@ void multiply(const Linear &call) {
             interleave(static_cast<const Element *>(call.input) + tile.first * call.num_inputs, call.num_inputs, tile.count,
                        tokens.get() + tile.first * call.num_inputs);
         }
-        const Scratch<float> panel = scratch<float>(at_once * PANEL_OUTPUTS);
-        const Scratch<float> sums = scratch<float>(std::min(num_tiles, TILES_AT_ONCE) * TILE_TOKENS * PANEL_OUTPUTS);
+        const int64_t panel_size = at_once * PANEL_OUTPUTS;
+        const int64_t sums_size = std::min(num_tiles, TILES_AT_ONCE) * TILE_TOKENS * PANEL_OUTPUTS;
+        const Scratch<float> panels = scratch<float>(together * panel_size), sums = scratch<float>(together * sums_size);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_panels; i++) {
-            const auto outputs = outputs_at<PANEL_OUTPUTS>(call, i);
-            const int64_t stride = outputs.of.stride;
-            const Weight *weight = static_cast<const Weight *>(outputs.of.weight) + outputs.first * stride;
+        for (int64_t begin = 0; begin < num_panels; begin += together) {
+            const int64_t count = std::min(together, num_panels - begin);
             for (int64_t turn = 0; turn < num_turns; turn++) {
                 const int64_t first = num_tiles * turn / num_turns, stop = num_tiles * (turn + 1) / num_turns;
                 const int64_t first_token = Tile(call.num_tokens, num_tiles, first).first;
                 const int64_t stop_token = Tile(call.num_tokens, num_tiles, stop).first;
-                std::fill(sums.get(), sums.get() + (stop_token - first_token) * PANEL_OUTPUTS, 0.0f);
+                std::fill(sums.get(), sums.get() + count * sums_size, 0.0f);
                 for (int64_t input = 0; input < call.num_inputs; input += at_once) {
                     const int num_inputs = static_cast<int>(std::min<int64_t>(at_once, call.num_inputs - input));
-                    fill_panel(weight + input, stride, outputs.count, num_inputs, panel.get());
+                    for (int64_t p = 0; p < count; p++) {
+                        const auto outputs = outputs_at<PANEL_OUTPUTS>(call, begin + p);
+                        const Weight *weight = static_cast<const Weight *>(outputs.of.weight) + input;
+                        fill_panel(weight + outputs.first * outputs.of.stride, outputs.of.stride, outputs.count, num_inputs,
+                                   panels.get() + p * panel_size);
+                    }
                     for (int64_t t = first; t < stop; t++) {
                         const Tile tile(call.num_tokens, num_tiles, t);
-                        add_products(tokens.get() + tile.first * call.num_inputs + input * tile.count, tile.count,
-                                     panel.get(), num_inputs, sums.get() + (tile.first - first_token) * PANEL_OUTPUTS);
+                        const float *numbers = tokens.get() + tile.first * call.num_inputs + input * tile.count;
+                        float *of_tile = sums.get() + (tile.first - first_token) * PANEL_OUTPUTS;
+                        for (int64_t p = 0; p < count; p++)
+                            add_products(numbers, tile.count, panels.get() + p * panel_size, num_inputs,
+                                         of_tile + p * sums_size);
                     }
                 }
-                for (int64_t t = first_token; t < stop_token; t++)
-                    give<Element>(outputs, t, sums.get() + (t - first_token) * PANEL_OUTPUTS);
+                for (int64_t p = 0; p < count; p++) {
+                    const auto outputs = outputs_at<PANEL_OUTPUTS>(call, begin + p);
+                    for (int64_t t = first_token; t < stop_token; t++)
+                        give<Element>(outputs, t, sums.get() + p * sums_size + (t - first_token) * PANEL_OUTPUTS);
+                }
             }
         }
     }

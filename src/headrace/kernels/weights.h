@@ -25,6 +25,13 @@ int64_t num_outputs_at_once(const Call &call) {
     return number;
 }
 
+// How many pieces of outputs a thread takes together, so that tokens come by once for all of them: no more than `most`,
+// and where tokens are few, which stay in caches, or pieces are, which all threads are to have some of, one.
+inline int64_t pieces_together(int64_t most, int64_t num_pieces, int64_t num_tokens, int num_threads) {
+    constexpr int64_t MANY_TOKENS = 96, TURNS = 4;
+    return num_tokens < MANY_TOKENS ? 1 : std::clamp<int64_t>(num_pieces / (TURNS * num_threads), 1, most);
+}
+
 template <int WIDTH, class Call>
 auto outputs_at(const Call &call, int64_t index) {
     const auto *weight = call.weights;

@@ -138,3 +138,14 @@ def test_several_weights_give_what_each_gives_alone(name: str, num_tokens: int) 
     ]
     alone = [int8_linear(load(name), tokens, *weight, 6.0) for weight in weights]
     assert all(map(torch.equal, int8_linears(load(name), tokens, weights, 6.0), alone))
+
+
+@pytest.mark.parametrize("name", usable())
+def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: str) -> None:
+    """So many that threads take several pieces of the outputs together."""
+    tokens = drawn(600, 320)
+    packed = CODEC.encode(drawn(700, 320))
+    together = int8_linear(load(name), tokens, packed, None, 700)
+    for first, count in ((0, 1), (95, 2), (300, 97), (599, 1)):
+        part = tokens[first : first + count].contiguous()
+        assert torch.equal(int8_linear(load(name), part, packed, None, 700), together[first : first + count])

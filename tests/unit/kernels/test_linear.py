@@ -89,3 +89,14 @@ def test_several_weights_give_what_each_gives_alone(name: str) -> None:
     ]
     alone = [linear(load(name), tokens, *weight) for weight in weights]
     assert all(map(torch.equal, linears(load(name), tokens, weights), alone))
+
+
+@pytest.mark.parametrize("name", usable())
+def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: str) -> None:
+    """So many that threads take several pieces of the outputs together."""
+    tokens = drawn(600, 320)
+    weight = drawn(700, 320, dtype=torch.bfloat16)
+    together = linear(load(name), tokens, weight, None)
+    for first, count in ((0, 1), (95, 2), (300, 97), (599, 1)):
+        part = tokens[first : first + count].contiguous()
+        assert torch.equal(linear(load(name), part, weight, None), together[first : first + count])
