@@ -29,13 +29,13 @@ struct Tokens {
     const Scratch<float> scales, sums;
 
     Tokens(int64_t num_tokens, int64_t num_groups, int64_t group_inputs)
-        : num_groups(num_groups), group_inputs(group_inputs), stride((num_groups * group_inputs + 63) / 64 * 64),
+        : num_groups(num_groups), group_inputs(group_inputs), stride((num_groups * group_inputs + LANES + 63) / 64 * 64),
           numbers(scratch<int8_t>(num_tokens * stride)), scales(scratch<float>(num_tokens * num_groups)),
           sums(scratch<float>(num_tokens * num_groups)) {}
 
     const int8_t *group(int64_t token, int64_t index) const { return numbers.get() + token * stride + index * group_inputs; }
 
-    // Writes beyond a group are overwritten by the next one, or are beyond the last.
+    // What is written beyond a group, to fill a register, the next one overwrites; behind the last there is room for it.
     template <class Element>
     void narrow(const Element *from, int64_t num_inputs, int64_t token) const {
         for (int64_t index = 0; index < num_groups; index++, from += group_inputs) {

@@ -127,3 +127,11 @@ def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: s
     for first, count in ((0, 1), (95, 2), (300, 97), (599, 1)):
         part = tokens[first : first + count].contiguous()
         assert torch.equal(int4_linear(load(name), part, packed, None, 700, 64), together[first : first + count])
+
+
+@pytest.mark.parametrize("name", usable())
+def test_groups_that_are_shorter_than_registers_leave_other_tokens_alone(name: str) -> None:
+    tokens, packed = drawn(64, 64), Int4Codec(8).encode(drawn(70, 64))
+    found = int4_linear(load(name), tokens, packed, None, 70, 8)
+    for t in range(64):
+        assert torch.equal(int4_linear(load(name), tokens[t : t + 1], packed, None, 70, 8)[0], found[t])
