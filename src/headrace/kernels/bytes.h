@@ -5,6 +5,12 @@
 
 namespace headrace {
 
+inline int32_t four_bytes(const void *p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return four;
+}
+
 #if defined(__AVX512VNNI__)
 
 // Tokens' numbers are kept 128 too large, since the instruction wants those without a sign; a result is then
@@ -26,9 +32,7 @@ inline Weights load_weights(const int8_t *p) {
     return w;
 }
 inline Numbers every_four(const uint8_t *p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return {_mm512_set1_epi32(four)};
+    return {_mm512_set1_epi32(four_bytes(p))};
 }
 inline void add_products(Sums &sums, __m512i without_sign, __m512i with_sign) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(without_sign), "v"(with_sign));  // the intrinsic makes two more copies
@@ -56,9 +60,7 @@ inline void add_products(Sums &sums, __m512i without_sign, __m512i with_sign) {
 }
 inline Weights load_weights(const int8_t *p) { return widened_bytes(_mm512_loadu_si512(p)); }
 inline Numbers every_four(const uint8_t *p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return widened_bytes(_mm512_set1_epi32(four));
+    return widened_bytes(_mm512_set1_epi32(four_bytes(p)));
 }
 inline void add(Sums &sums, Numbers x, Weights w) {
     sums = _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(x.even, w.even), _mm512_madd_epi16(x.odd, w.odd)));
@@ -87,9 +89,7 @@ inline Weights load_weights(const int8_t *p) {
     return widened_bytes(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
 inline Numbers every_four(const uint8_t *p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return widened_bytes(_mm256_set1_epi32(four));
+    return widened_bytes(_mm256_set1_epi32(four_bytes(p)));
 }
 inline void add(Sums &sums, Numbers x, Weights w) {
     sums = _mm256_add_epi32(sums, _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd)));
@@ -122,12 +122,7 @@ Codes nibbles(Codes words) {
     return _mm512_and_si512(ODD ? _mm512_srli_epi32(words, 4) : words, _mm512_set1_epi8(15));
 }
 inline Codes every_four(const int8_t *p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
-}
-inline Floats byte_floats(const uint8_t *p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
+    return _mm512_set1_epi32(four_bytes(p));
 }
 // Whole numbers, of each eight those at even places before the others.
 inline void store_evens_first(int8_t *p, Floats whole) {
@@ -163,12 +158,7 @@ Codes nibbles(Codes words) {
     return _mm256_and_si256(ODD ? _mm256_srli_epi32(words, 4) : words, _mm256_set1_epi8(15));
 }
 inline Codes every_four(const int8_t *p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
-}
-inline Floats byte_floats(const uint8_t *p) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))))};
+    return _mm256_set1_epi32(four_bytes(p));
 }
 // Whole numbers, of each eight those at even places before the others.
 inline void store_evens_first(int8_t *p, Floats whole) {

@@ -38,10 +38,8 @@ struct Stored<Code<BITS>> {
 };
 
 // A register full of codes.
+inline Floats load(const Code<8> *p) { return load_bytes(p); }
 #if defined(__AVX512F__)
-inline Floats load(const Code<8> *p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
-}
 inline Floats load(const Code<4> *p) {
     __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
     // Each byte's upper half goes to the upper 32 of its 64 bits.
@@ -49,9 +47,6 @@ inline Floats load(const Code<4> *p) {
     return {_mm512_cvtepi32_ps(_mm512_and_si512(halves, _mm512_set1_epi32(15)))};
 }
 #else
-inline Floats load(const Code<8> *p) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))))};
-}
 inline Floats load(const Code<4> *p) {
     int four;
     std::memcpy(&four, p, 4);

@@ -32,6 +32,10 @@ inline Floats load(const bfloat16 *p) {
 inline Floats load(const float16 *p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
 }
+// As many bytes without a sign.
+inline Floats load_bytes(const void *p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p))))};
+}
 inline void store(float *p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline void store(float16 *p, Floats a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
@@ -147,6 +151,10 @@ inline Floats load(const bfloat16 *p) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
 inline Floats load(const float16 *p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))}; }
+// As many bytes without a sign.
+inline Floats load_bytes(const void *p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(p))))};
+}
 inline void store(float *p, Floats a) { _mm256_storeu_ps(p, a.v); }
 inline void store(float16 *p, Floats a) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));

@@ -146,7 +146,7 @@ void multiply_tile(const Part &part, const Source &source, int offset, const Tok
 #pragma GCC unroll 4
             for (int j = 0; j < PART_VECTORS; j++) {
                 float *to = results + t * PACKED_OUTPUTS + offset + j * LANES;
-                const Floats exact = fma(byte_floats(zeros + j * LANES), minus_sum, to_floats(sums[t][j]));
+                const Floats exact = fma(load_bytes(zeros + j * LANES), minus_sum, to_floats(sums[t][j]));
                 store(to, fma(exact, scale * load(scales + j * LANES), load(to)));
             }
         }
