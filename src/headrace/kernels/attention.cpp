@@ -13,13 +13,14 @@
 #include "codes.h"
 #include "floats.h"
 #include "parties.h"
+#include "scratch.h"
 
 namespace headrace {
 namespace {
 
 constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
 constexpr int KEY_VECTORS = TILE_KEYS / LANES;
-constexpr int WIDENED_FOR = 8;  // from so many queries on narrow keys are widened once, in a tile's own memory
+constexpr int MANY_QUERIES = 8;  // for so many keys are turned and values widened once, in a tile's own memory
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
@@ -27,18 +28,24 @@ int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
 // A thread's own tile. Rows are padded to whole registers; the padding is zero.
 struct Tile {
     int key_width, value_width;  // padded
-    std::vector<float> memory;
-    float *queries, *keys, *values, *results, *scores;
+    Scratch<float> memory;
+    float *queries, *keys, *turned_keys, *values, *results, *scores;
     Floats totals[TILE_QUERIES];  // each lane sums its own keys' weights
-    float most[TILE_QUERIES];
+    // The largest score so far, and by what all that was added up before the last tile is to be multiplied.
+    float most[TILE_QUERIES + LANES], factors[TILE_QUERIES + LANES];
 
-    explicit Tile(const Attention &call) : key_width(padded(call.key_width)), value_width(padded(call.value_width)) {
-        memory.resize(TILE_QUERIES * (key_width + value_width + TILE_KEYS) + TILE_KEYS * (key_width + value_width));
-        queries = memory.data();
-        results = queries + TILE_QUERIES * key_width;
-        scores = results + TILE_QUERIES * value_width;
-        keys = scores + TILE_QUERIES * TILE_KEYS;
-        values = keys + TILE_KEYS * key_width;
+    Tile(const Attention &call, int num_queries)
+        : key_width(padded(call.key_width)), value_width(padded(call.value_width)) {
+        const size_t of_queries = num_queries * (key_width + value_width + TILE_KEYS);
+        const size_t size = of_queries + TILE_KEYS * (2 * key_width + value_width);
+        memory = scratch<float>(size);
+        std::fill_n(memory.get(), size, 0.0f);
+        queries = memory.get();
+        results = queries + num_queries * key_width;
+        scores = results + num_queries * value_width;
+        keys = scores + num_queries * TILE_KEYS;
+        turned_keys = keys + TILE_KEYS * key_width;
+        values = turned_keys + TILE_KEYS * key_width;
     }
 };
 
@@ -163,6 +170,21 @@ struct Paged {
     }
 };
 
+// Writes the keys of a tile as (width, TILE_KEYS), and returns `to`.
+template <class Element>
+const float *turned(Rows<Element> keys, int width, float *to) {
+    for (int k = 0; k < TILE_KEYS; k += LANES)
+        for (int d = 0; d < width; d += LANES) {
+            Floats square[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) square[i] = load(keys.at(k + i) + d);
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) store(to + (d + i) * TILE_KEYS + k, square[i]);
+        }
+    return to;
+}
+
 // Gives `use` the keys or values of a visit: where they lie, or widened.
 template <class Element, class Use>
 void with_rows(const Paged<Element> &paged, const Visit &visit, bool in_place, float *to, int row_width, Use use) {
@@ -172,7 +194,7 @@ void with_rows(const Paged<Element> &paged, const Visit &visit, bool in_place, f
     use(paged.widened(visit, to, row_width));
 }
 
-// ---- scores ---------------------------------------------------------------------------------------------------------
+// ---- scores of few queries: a register has numbers of one key -------------------------------------------------------
 
 // Products of QUERIES queries and KEYS keys, as many pairs as a register has lanes, in the order (query, key).
 template <int QUERIES, int KEYS, class Element>
@@ -216,45 +238,147 @@ void score(Tile &tile, Queries queries, Rows<Element> keys, Ahead ahead) {
         }
 }
 
-// Turns the scores of query `q` into weights; keys first <= k < stop of the tile are seen. Returns by what earlier
-// results and weights are to be multiplied.
-float weigh(const Attention &call, Tile &tile, int q, int head, int begin, int first, int stop) {
-    float *scores = tile.scores + q * TILE_KEYS;
-    Floats most = every(NEVER), weights[KEY_VECTORS];
-#pragma GCC unroll 4
-    for (int i = 0; i < KEY_VECTORS; i++) {
-        Floats scored = load(scores + i * LANES);
-        if (call.softcap > 0)
-            scored = every(call.softcap) * hyperbolic_tangent(scored / every(call.softcap));
-        if (call.bias) scored = scored + load(call.bias + head * call.bias_stride + begin + i * LANES);
-        weights[i] = between(first - i * LANES, stop - i * LANES, scored, NEVER);
-        most = max(most, weights[i]);
+// ---- scores of many queries: a register has one number of many keys -------------------------------------------------
+
+// Scores, or parts of them, of QUERIES queries and two registers of keys.
+template <int QUERIES>
+struct Scores {
+    Floats of[QUERIES][2];
+
+    Scores operator+(const Scores &other) const {
+        Scores both;
+#pragma GCC unroll 8
+        for (int q = 0; q < QUERIES; q++)
+            both.of[q][0] = of[q][0] + other.of[q][0], both.of[q][1] = of[q][1] + other.of[q][1];
+        return both;
     }
-    const float before = tile.most[q], highest = std::max(before, largest(most));
-    const float now = highest == NEVER ? 0 : highest;  // nothing is seen yet
-    const float factor = before == now ? 1.0f : std::exp(before - now);
-    tile.most[q] = highest;
-    Floats total = tile.totals[q] * every(factor);
-#pragma GCC unroll 4
-    for (int i = 0; i < KEY_VECTORS; i++) {
-        weights[i] = between(first - i * LANES, stop - i * LANES, exponential(weights[i] - every(now)), 0.0f);
-        total = total + weights[i];
-        store(scores + i * LANES, weights[i]);
+};
+
+// What lane `lane` adds up in `products`: every LANES-th number from there on.
+template <int QUERIES>
+Scores<QUERIES> lane_products(const float *queries, const float *keys, int width, int lane) {
+    Scores<QUERIES> sum;
+#pragma GCC unroll 8
+    for (int q = 0; q < QUERIES; q++) sum.of[q][0] = sum.of[q][1] = zeros();
+    for (int d = lane; d < width; d += LANES) {
+        const Floats key[2] = {load(keys + d * TILE_KEYS), load(keys + d * TILE_KEYS + LANES)};
+#pragma GCC unroll 8
+        for (int q = 0; q < QUERIES; q++) {
+            const Floats query = every(queries[q * width + d]);
+            sum.of[q][0] = fma(query, key[0], sum.of[q][0]);
+            sum.of[q][1] = fma(query, key[1], sum.of[q][1]);
+        }
     }
-    tile.totals[q] = total;
-    return factor;
+    return sum;
+}
+
+// The sum of NUMBER lanes, in the order of `sums`.
+template <int QUERIES, int NUMBER>
+[[gnu::always_inline]] inline Scores<QUERIES> lanes_products(const float *queries, const float *keys, int width, int lane) {
+    if constexpr (NUMBER == 4) {
+        const auto of = [=](int i) { return lane_products<QUERIES>(queries, keys, width, lane + i); };
+        return (of(0) + of(2)) + (of(1) + of(3));
+    } else {
+        return lanes_products<QUERIES, NUMBER / 2>(queries, keys, width, lane) +
+               lanes_products<QUERIES, NUMBER / 2>(queries, keys, width, lane + NUMBER / 2);
+    }
+}
+
+template <int QUERIES>
+void score_turned(Tile &tile, int q, const float *keys) {
+    for (int k = 0; k < TILE_KEYS; k += 2 * LANES) {
+        const float *queries = tile.queries + q * tile.key_width;
+        const Scores<QUERIES> scores = lanes_products<QUERIES, LANES>(queries, keys + k, tile.key_width, 0);
+#pragma GCC unroll 8
+        for (int i = 0; i < QUERIES; i++) {
+            store(tile.scores + (q + i) * TILE_KEYS + k, scores.of[i][0]);
+            store(tile.scores + (q + i) * TILE_KEYS + k + LANES, scores.of[i][1]);
+        }
+    }
+}
+
+void score_turned(Tile &tile, Queries queries, const float *keys) {
+    int q = queries.first;
+    for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK) score_turned<QUERY_BLOCK>(tile, q, keys);
+    for (; q < queries.stop; q++) score_turned<1>(tile, q, keys);
+}
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// The keys of a tile that a token sees.
+struct Seen {
+    int first, stop;
+
+    bool all() const { return first <= 0 && TILE_KEYS <= stop; }
+    // A register of keys from `k` on: what is not seen becomes `other`.
+    Floats of(int k, Floats a, float other) const { return between(first - k, stop - k, a, other); }
+};
+
+// Calls `use` with each query of a visit, its head and what it sees.
+template <class Use>
+void for_queries(const Work &work, const Visit &visit, Use use) {
+    int q = visit.first_token * work.heads();
+    for (int i = visit.first_token; i < visit.stop_token; i++) {
+        const Token &token = work.party->tokens[i];
+        const Seen seen{token.lowest - visit.tile, token.newest + 1 - visit.tile};
+        for (int head = work.first_head; head < work.stop_head; head++, q++) use(q, head, seen);
+    }
+}
+
+// Of one register of keys from `position` on, as the model wants them.
+Floats by_rule(const Attention &call, Floats scores, int head, int position) {
+    if (call.softcap > 0) scores = every(call.softcap) * hyperbolic_tangent(scores / every(call.softcap));
+    if (call.bias) scores = scores + load(call.bias + head * call.bias_stride + position);
+    return scores;
+}
+
+// Turns scores into weights, and finds by what each query's earlier results are to be multiplied.
+void weigh(const Attention &call, const Work &work, const Visit &visit, Tile &tile, Queries queries) {
+    const bool as_they_are = call.softcap <= 0 && !call.bias;
+    float highest[TILE_QUERIES + LANES];  // of this tile, then of all so far
+    std::fill(highest + queries.stop, highest + queries.stop + LANES, NEVER);
+    for_queries(work, visit, [&](int q, int head, Seen seen) {
+        float *scores = tile.scores + q * TILE_KEYS;
+        if (!as_they_are || !seen.all())
+            for (int k = 0; k < TILE_KEYS; k += LANES)
+                store(scores + k, seen.of(k, by_rule(call, load(scores + k), head, visit.tile + k), NEVER));
+        Floats most = load(scores);
+#pragma GCC unroll 4
+        for (int k = LANES; k < TILE_KEYS; k += LANES) most = max(most, load(scores + k));
+        highest[q] = largest(most);
+    });
+    for (int q = queries.first; q < queries.stop; q += LANES) {
+        const Floats before = load(tile.most + q), most = max(before, load(highest + q));
+        const Floats now = where_less(every(NEVER), most, most, zeros());  // zero: nothing is seen yet
+        store(tile.factors + q, exponential(before - now));
+        store(tile.most + q, most);
+        store(highest + q, now);
+    }
+    for_queries(work, visit, [&](int q, int, Seen seen) {
+        float *scores = tile.scores + q * TILE_KEYS;
+        const Floats most = every(highest[q]);
+        Floats total = tile.totals[q] * every(tile.factors[q]);
+#pragma GCC unroll 4
+        for (int k = 0; k < TILE_KEYS; k += LANES) {
+            Floats weights = exponential(load(scores + k) - most);
+            if (!seen.all()) weights = seen.of(k, weights, 0.0f);
+            store(scores + k, weights);
+            total = total + weights;
+        }
+        tile.totals[q] = total;
+    });
 }
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
 template <int QUERIES, int VECTORS, class Element>
-void add_values(Tile &tile, Rows<Element> values, int q, int v, const float *factors, int stop, Ahead ahead) {
+void add_values(Tile &tile, Rows<Element> values, int q, int v, int stop, Ahead ahead) {
     Floats results[QUERIES][VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < QUERIES; i++)
 #pragma GCC unroll 16
         for (int j = 0; j < VECTORS; j++)
-            results[i][j] = load(tile.results + (q + i) * tile.value_width + v + j * LANES) * every(factors[q + i]);
+            results[i][j] = load(tile.results + (q + i) * tile.value_width + v + j * LANES) * every(tile.factors[q + i]);
     for (int k = 0; k < stop; k++) {
         ahead.ask_for(k);
         Floats value[VECTORS];
@@ -275,21 +399,21 @@ void add_values(Tile &tile, Rows<Element> values, int q, int v, const float *fac
 }
 
 template <int QUERIES, int VECTORS, class Element>
-void add_values_of(Tile &tile, Rows<Element> values, int q, const float *factors, int stop, Ahead ahead) {
+void add_values_of(Tile &tile, Rows<Element> values, int q, int stop, Ahead ahead) {
     int v = 0;
     for (; v + VECTORS * LANES <= tile.value_width; v += VECTORS * LANES)
-        add_values<QUERIES, VECTORS>(tile, values, q, v, factors, stop, v ? Ahead{} : ahead);
+        add_values<QUERIES, VECTORS>(tile, values, q, v, stop, v ? Ahead{} : ahead);
     for (; v < tile.value_width; v += LANES)
-        add_values<QUERIES, 1>(tile, values, q, v, factors, stop, v ? Ahead{} : ahead);
+        add_values<QUERIES, 1>(tile, values, q, v, stop, v ? Ahead{} : ahead);
 }
 
 template <class Element>
-void add_all_values(Tile &tile, Queries queries, Rows<Element> values, const float *factors, int stop, Ahead ahead) {
+void add_all_values(Tile &tile, Queries queries, Rows<Element> values, int stop, Ahead ahead) {
     int q = queries.first;
     for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK)
-        add_values_of<QUERY_BLOCK, 4>(tile, values, q, factors, stop, q == queries.first ? ahead : Ahead{});
+        add_values_of<QUERY_BLOCK, 4>(tile, values, q, stop, q == queries.first ? ahead : Ahead{});
     for (; q < queries.stop; q++)
-        add_values_of<1, 8>(tile, values, q, factors, stop, q == queries.first ? ahead : Ahead{});
+        add_values_of<1, 8>(tile, values, q, stop, q == queries.first ? ahead : Ahead{});
 }
 
 // ---- one piece of work ----------------------------------------------------------------------------------------------
@@ -299,24 +423,22 @@ void attend(const Attention &call, const Work &work, Tile &tile) {
     const Paged<Element> keys(call, work.kv_head, call.keys, call.key_strides, call.key_width, call.key_border);
     const Paged<Element> values(call, work.kv_head, call.values, call.value_strides, call.value_width, call.value_width);
     const bool readable_in_place = keys.readable_in_place() && values.readable_in_place();
-    float factors[TILE_QUERIES];
     Visits visits(*work.party);
     Visit visit, next;
     for (bool more = visits.next(visit); more; visit = next) {
         more = visits.next(next);
         const Queries queries{visit.first_token * work.heads(), visit.stop_token * work.heads()};
-        const bool few = queries.stop - queries.first < WIDENED_FOR || sizeof(Element) == sizeof(float);
-        const bool in_place = few && readable_in_place;
-        with_rows(keys, visit, in_place, tile.keys, tile.key_width,
-                  [&](auto rows) { score(tile, queries, rows, values.ahead(visit)); });
-        int q = queries.first;
-        for (int i = visit.first_token; i < visit.stop_token; i++) {
-            const Token &token = work.party->tokens[i];
-            for (int head = work.first_head; head < work.stop_head; head++, q++)
-                factors[q] = weigh(call, tile, q, head, visit.tile, token.lowest - visit.tile, token.newest + 1 - visit.tile);
-        }
+        const bool many = queries.stop - queries.first >= MANY_QUERIES;
+        with_rows(keys, visit, readable_in_place, tile.keys, tile.key_width, [&](auto rows) {
+            if (many)
+                score_turned(tile, queries, turned(rows, tile.key_width, tile.turned_keys));
+            else
+                score(tile, queries, rows, values.ahead(visit));
+        });
+        weigh(call, work, visit, tile, queries);
+        const bool in_place = readable_in_place && (!many || sizeof(Element) == sizeof(float));
         with_rows(values, visit, in_place, tile.values, tile.value_width, [&](auto rows) {
-            add_all_values(tile, queries, rows, factors, visit.stop, more ? keys.ahead(next) : Ahead{});
+            add_all_values(tile, queries, rows, visit.stop, more ? keys.ahead(next) : Ahead{});
         });
     }
 }
@@ -340,9 +462,11 @@ template <class Query, class Element>
 void attend_all(const Attention &call) {
     const std::vector<Party> parties = all_parties(call);
     const std::vector<Work> all = divided(call, parties);
+    int most_queries = 0;
+    for (const Work &work : all) most_queries = std::max(most_queries, work.num_queries());
 #pragma omp parallel num_threads(call.num_threads)
     {
-        Tile tile(call);
+        Tile tile(call, most_queries);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < all.size(); i++) {
             take_queries<Query>(call, all[i], tile);
@@ -352,24 +476,13 @@ void attend_all(const Attention &call) {
     }
 }
 
-template <class Query>
-void attend_over(const Attention &call) {
-    switch (call.kv_type) {
-        case FLOAT32: return attend_all<Query, float>(call);
-        case BFLOAT16: return attend_all<Query, bfloat16>(call);
-        case FLOAT16: return attend_all<Query, float16>(call);
-        case INT8: return attend_all<Query, Code<8>>(call);
-        case INT4: return attend_all<Query, Code<4>>(call);
-    }
-}
-
 }  // namespace
 }  // namespace headrace
 
 extern "C" void headrace_attend(const headrace::Attention *call) {
-    switch (call->query_type) {
-        case headrace::FLOAT32: return headrace::attend_over<float>(*call);
-        case headrace::BFLOAT16: return headrace::attend_over<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::attend_over<headrace::float16>(*call);
-    }
+    headrace::with_type(call->query_type, [=](auto number) {
+        headrace::with_page_type(call->kv_type, [=](auto element) {
+            headrace::attend_all<decltype(number), decltype(element)>(*call);
+        });
+    });
 }

@@ -37,6 +37,16 @@ struct Stored<Code<BITS>> {
     }
 };
 
+// Calls `use` with an element of pages of the type.
+template <class Use>
+void with_page_type(int32_t type, Use use) {
+    switch (type) {
+        case INT8: return use(Code<8>());
+        case INT4: return use(Code<4>());
+        default: return with_type(type, use);
+    }
+}
+
 // A register full of codes.
 inline Floats load(const Code<8> *p) { return load_bytes(p); }
 #if defined(__AVX512F__)

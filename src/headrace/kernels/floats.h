@@ -7,12 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace headrace {
+#include "types.h"
 
-using bfloat16 = uint16_t;
-struct float16 {
-    uint16_t bits;
-};
+namespace headrace {
 
 #if defined(__AVX512F__)
 

@@ -209,9 +209,5 @@ void multiply(const PackedLinear &call) {
 }  // namespace headrace
 
 extern "C" void headrace_int4_linear(const headrace::PackedLinear *call) {
-    switch (call->type) {
-        case headrace::FLOAT32: return headrace::multiply<float>(*call);
-        case headrace::BFLOAT16: return headrace::multiply<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::multiply<headrace::float16>(*call);
-    }
+    headrace::with_type(call->type, [=](auto number) { headrace::multiply<decltype(number)>(*call); });
 }

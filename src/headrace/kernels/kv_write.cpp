@@ -130,24 +130,13 @@ void write_all(const KVWrite &call) {
     }
 }
 
-template <class Page>
-void write_from(const KVWrite &call) {
-    switch (call.type) {
-        case FLOAT32: return write_all<Page, float>(call);
-        case BFLOAT16: return write_all<Page, bfloat16>(call);
-        case FLOAT16: return write_all<Page, float16>(call);
-    }
-}
-
 }  // namespace
 }  // namespace headrace
 
 extern "C" void headrace_write_kv(const headrace::KVWrite *call) {
-    switch (call->page_type) {
-        case headrace::FLOAT32: return headrace::write_from<float>(*call);
-        case headrace::BFLOAT16: return headrace::write_from<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::write_from<headrace::float16>(*call);
-        case headrace::INT8: return headrace::write_from<headrace::Code<8>>(*call);
-        case headrace::INT4: return headrace::write_from<headrace::Code<4>>(*call);
-    }
+    headrace::with_page_type(call->page_type, [=](auto element) {
+        headrace::with_type(call->type, [=](auto number) {
+            headrace::write_all<decltype(element), decltype(number)>(*call);
+        });
+    });
 }

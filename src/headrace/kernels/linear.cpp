@@ -71,22 +71,13 @@ void multiply(const Linear &call) {
     }
 }
 
-template <class Element>
-void multiply_with(const Linear &call) {
-    switch (call.weight_type) {
-        case FLOAT32: return multiply<Element, float>(call);
-        case BFLOAT16: return multiply<Element, bfloat16>(call);
-        case FLOAT16: return multiply<Element, float16>(call);
-    }
-}
-
 }  // namespace
 }  // namespace headrace
 
 extern "C" void headrace_linear(const headrace::Linear *call) {
-    switch (call->type) {
-        case headrace::FLOAT32: return headrace::multiply_with<float>(*call);
-        case headrace::BFLOAT16: return headrace::multiply_with<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::multiply_with<headrace::float16>(*call);
-    }
+    headrace::with_type(call->type, [=](auto number) {
+        headrace::with_type(call->weight_type, [=](auto weight) {
+            headrace::multiply<decltype(number), decltype(weight)>(*call);
+        });
+    });
 }

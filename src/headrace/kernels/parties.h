@@ -16,7 +16,8 @@
 namespace headrace {
 
 constexpr int TILE_KEYS = 32;
-constexpr int TILE_QUERIES = 32;
+constexpr int TILE_QUERIES = 128;
+constexpr int MOST_HEADS = 32;
 
 inline int tile_of(int position) { return position / TILE_KEYS * TILE_KEYS; }
 
@@ -45,7 +46,8 @@ struct Party {
     int num_tokens() const { return static_cast<int>(tokens.size()); }
 };
 
-// Tokens first_token .. stop_token of a party see keys first .. stop, counted from position `tile`, in the blocks of `row`.
+// Tokens first_token .. stop_token of a party see keys first .. stop, counted from position `tile`, in the blocks of `row`:
+// the outermost of them at least one, each of the others one or none.
 struct Visit {
     int tile, row, first, stop, first_token, stop_token;
 };
@@ -53,12 +55,13 @@ struct Visit {
 // The visits of a party, tile by tile.
 class Visits {
     const std::vector<Part> &parts;
+    const std::vector<Token> &tokens;
     int tile = std::numeric_limits<int>::max(), newest = 0;
     size_t part = 0;
     int token = 0;
 
   public:
-    explicit Visits(const Party &party) : parts(party.parts) {
+    explicit Visits(const Party &party) : parts(party.parts), tokens(party.tokens) {
         for (const Part &each : parts) {
             tile = std::min(tile, tile_of(each.lowest));
             newest = std::max(newest, each.newest);
@@ -75,7 +78,10 @@ class Visits {
                     visit.stop = std::max(visit.stop, std::min(parts[part].newest + 1 - tile, TILE_KEYS));
                     visit.stop_token = token += parts[part].num_tokens;
                 } while (++part < parts.size() && parts[part].joins(tile));
-                if (first.sees(tile)) return true;
+                if (!first.sees(tile)) continue;
+                while (tokens[visit.first_token].newest < tile) visit.first_token++;
+                while (tokens[visit.stop_token - 1].lowest >= tile + TILE_KEYS) visit.stop_token--;
+                return true;
             }
         return false;
     }
@@ -118,18 +124,16 @@ inline std::vector<Part> all_parts(const Attention &call, int most_tokens) {
 }
 
 // How many heads of those that share a KV head are computed together.
-inline int heads_together(const Attention &call) { return std::min(call.num_heads / call.num_kv_heads, TILE_QUERIES); }
+inline int heads_together(const Attention &call) { return std::min(call.num_heads / call.num_kv_heads, MOST_HEADS); }
 
-// All tokens in parties, a query of which is computed for each token and head. Rows join no further than that every thread
-// has a party.
+// All tokens in parties, a query of which is computed for each token and head: no larger than that every thread has one.
 inline std::vector<Party> all_parties(const Attention &call) {
-    const int most_tokens = TILE_QUERIES / heads_together(call);
     const int64_t num_tokens = std::accumulate(call.lengths, call.lengths + call.num_rows, int64_t{0});
     const int64_t share = (num_tokens * call.num_kv_heads + call.num_threads - 1) / call.num_threads;
-    const int64_t most_joined = std::min<int64_t>(most_tokens, share);
+    const int most_tokens = static_cast<int>(std::min<int64_t>(TILE_QUERIES / heads_together(call), share));
     std::vector<Party> parties;
     for (const Part &part : all_parts(call, most_tokens)) {
-        if (parties.empty() || !part.ever_joins() || parties.back().num_tokens() + part.num_tokens > most_joined)
+        if (parties.empty() || !part.ever_joins() || parties.back().num_tokens() + part.num_tokens > most_tokens)
             parties.emplace_back();
         Party &party = parties.back();
         party.parts.push_back(part);

@@ -155,25 +155,13 @@ void rotate_all(const Rotation &call) {
 }  // namespace headrace
 
 extern "C" void headrace_rms_norm(const headrace::RmsNorm *call) {
-    switch (call->type) {
-        case headrace::FLOAT32: return headrace::normalise_all<float>(*call);
-        case headrace::BFLOAT16: return headrace::normalise_all<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::normalise_all<headrace::float16>(*call);
-    }
+    headrace::with_type(call->type, [=](auto number) { headrace::normalise_all<decltype(number)>(*call); });
 }
 
 extern "C" void headrace_gate(const headrace::Gate *call) {
-    switch (call->type) {
-        case headrace::FLOAT32: return headrace::gate_with<float>(*call);
-        case headrace::BFLOAT16: return headrace::gate_with<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::gate_with<headrace::float16>(*call);
-    }
+    headrace::with_type(call->type, [=](auto number) { headrace::gate_with<decltype(number)>(*call); });
 }
 
 extern "C" void headrace_rotate(const headrace::Rotation *call) {
-    switch (call->type) {
-        case headrace::FLOAT32: return headrace::rotate_all<float>(*call);
-        case headrace::BFLOAT16: return headrace::rotate_all<headrace::bfloat16>(*call);
-        case headrace::FLOAT16: return headrace::rotate_all<headrace::float16>(*call);
-    }
+    headrace::with_type(call->type, [=](auto number) { headrace::rotate_all<decltype(number)>(*call); });
 }

@@ -17,7 +17,7 @@ from tests.unit.kernels.visits import visits
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no compiler")
 HEADS = [(32, 8), (32, 32), (8, 1), (71, 1), (12, 2)]
-KEYS = 32
+KEYS, QUERIES = 32, 128
 """Of a tile."""
 
 
@@ -94,15 +94,23 @@ def test_every_token_sees_each_of_its_positions_once_and_in_order(seed: int) -> 
             assert len(set(visited[:, 1].tolist())) == 1, "a token is in one party"
             place += 1
     together = min(num_heads // num_kv_heads, 32)
-    assert max(Counter(found[:, 0].tolist()).values()) * together <= 32
+    assert max(Counter(found[:, 0].tolist()).values()) * together <= QUERIES
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "rows_together"), [(32, 8, 8), (32, 32, 32), (71, 1, 1)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "rows_together"), [(32, 8, 32), (32, 32, 64), (71, 1, 4)])
 def test_tiles_that_rows_share_are_visited_once_for_as_many_queries_as_fit(
     num_heads: int, num_kv_heads: int, rows_together: int
 ) -> None:
     layout = decoding_rows(37, [2] * 64)
     assert num_visits(layout, num_heads, num_kv_heads) == 64 // rows_together * 37 + 64 * 2
+
+
+def test_tokens_of_a_prompt_are_not_in_tiles_that_they_do_not_see() -> None:
+    layout = layout_of([[*range(5)]], [20], [128])
+    found = visits(layout, num_heads=1, num_kv_heads=1, window=40)
+    assert len(np.unique(found[:, 1])) == 1
+    lowest, newest, tiles = found[:, 3], found[:, 4], found[:, 6] // KEYS
+    assert ((lowest // KEYS <= tiles) & (tiles <= newest // KEYS)).all()
 
 
 def test_rows_that_share_nothing_are_visited_one_by_one() -> None:
