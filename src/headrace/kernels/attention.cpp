@@ -118,7 +118,8 @@ struct Ahead {
     int64_t stride = 0;
     int row_bytes = 0;
 
-    void ask_for(int row) const {
+    // GCC drops calls of what only prefetches, unless it is inlined.
+    [[gnu::always_inline]] void ask_for(int row) const {
         if (!first) return;
         for (int line = 0; line < row_bytes; line += 64) _mm_prefetch(first + row * stride + line, _MM_HINT_T0);
     }

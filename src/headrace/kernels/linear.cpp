@@ -23,7 +23,8 @@ void multiply(const Linear &call) {
     const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
     const int64_t num_panels = num_outputs_at_once<PANEL_OUTPUTS>(call);
     const int64_t together = pieces_together(PANELS_TOGETHER, num_panels, call.num_tokens, call.num_threads);
-    const int at_once = call.num_tokens <= FEW_TOKENS ? FEW_INPUTS : MANY_INPUTS;
+    const bool few = call.num_tokens <= FEW_TOKENS;
+    const int at_once = few ? FEW_INPUTS : MANY_INPUTS;
     const Scratch<float> tokens = scratch<float>(call.num_tokens * call.num_inputs);
 #pragma omp parallel num_threads(call.num_threads)
     {
@@ -46,19 +47,24 @@ void multiply(const Linear &call) {
                 std::fill(sums.get(), sums.get() + count * sums_size, 0.0f);
                 for (int64_t input = 0; input < call.num_inputs; input += at_once) {
                     const int num_inputs = static_cast<int>(std::min<int64_t>(at_once, call.num_inputs - input));
+                    const Weight *behind = nullptr;
+                    int64_t stride = 0;
                     for (int64_t p = 0; p < count; p++) {
                         const auto outputs = outputs_at<PANEL_OUTPUTS>(call, begin + p);
-                        const Weight *weight = static_cast<const Weight *>(outputs.of.weight) + input;
-                        fill_panel(weight + outputs.first * outputs.of.stride, outputs.of.stride, outputs.count, num_inputs,
-                                   panels.get() + p * panel_size);
+                        stride = outputs.of.stride;
+                        const Weight *rows = static_cast<const Weight *>(outputs.of.weight) + outputs.first * stride + input;
+                        fill_panel(rows, stride, outputs.count, num_inputs, panels.get() + p * panel_size, !few);
+                        behind = rows + num_inputs;
                     }
                     for (int64_t t = first; t < stop; t++) {
                         const Tile tile(call.num_tokens, num_tiles, t);
+                        // Of few tokens one panel is multiplied at a time.
+                        const NextLines next = few ? NextLines(behind, stride, at_once, t - first, stop - first) : NextLines();
                         const float *numbers = tokens.get() + tile.first * call.num_inputs + input * tile.count;
                         float *of_tile = sums.get() + (tile.first - first_token) * PANEL_OUTPUTS;
                         for (int64_t p = 0; p < count; p++)
                             add_products(numbers, tile.count, panels.get() + p * panel_size, num_inputs,
-                                         of_tile + p * sums_size);
+                                         of_tile + p * sums_size, next);
                     }
                 }
                 for (int64_t p = 0; p < count; p++) {

@@ -19,9 +19,37 @@ void interleave(const Element *tokens, int64_t num_inputs, int count, float *to)
         for (int64_t k = 0; k < num_inputs; k++) to[k * count + t] = widened(tokens[t * num_inputs + k]);
 }
 
+// Some lines of each row of the weights that make the next panel. They are asked for one after another while products are
+// added, since memory would rest then, and only so many can be on their way at a time.
+struct NextLines {
+    static constexpr int LINE_BYTES = 64, MOST = 4;
+
+    const char *first = nullptr;
+    int64_t row_bytes = 0;
+    int count = 0;
+
+    NextLines() = default;
+    // Those that are left to tile `index` of `number`.
+    template <class Element>
+    NextLines(const Element *rows, int64_t stride, int num_inputs, int64_t index, int64_t number)
+        : row_bytes(stride * sizeof(Element)) {
+        const int64_t all = num_inputs * sizeof(Element) / LINE_BYTES, each = std::min<int64_t>((all + number - 1) / number, MOST);
+        first = reinterpret_cast<const char *>(rows) + index * each * LINE_BYTES;
+        count = static_cast<int>(std::clamp<int64_t>(all - index * each, 0, each));
+    }
+    // GCC drops calls of what only prefetches, unless it is inlined.
+    [[gnu::always_inline]] void ask_for(int row) const {
+        const char *line = first + row * row_bytes;
+        if (count > 0) _mm_prefetch(line, _MM_HINT_T1);
+        if (count > 1) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T1);
+        if (count > 2) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T1);
+        if (count > 3) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T1);
+    }
+};
+
 // Adds the products of interleaved tokens with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in
 // the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
-inline void add_products(const float *tokens, int count, const float *panel, int num_inputs, float *sums) {
+inline void add_products(const float *tokens, int count, const float *panel, int num_inputs, float *sums, NextLines next) {
     with_count<TILE_TOKENS>(count, [&](auto constant) {
         constexpr int TOKENS = decltype(constant)::value;
         Floats added[TOKENS][PANEL_VECTORS];
@@ -30,6 +58,7 @@ inline void add_products(const float *tokens, int count, const float *panel, int
 #pragma GCC unroll 4
             for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = load(sums + t * PANEL_OUTPUTS + j * LANES);
         for (int k = 0; k < num_inputs; k++) {
+            next.ask_for(k % PANEL_OUTPUTS);
             Floats weights[PANEL_VECTORS];
 #pragma GCC unroll 4
             for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
@@ -76,9 +105,9 @@ void turn(const Element *rows, int64_t stride, float *panel) {
 }
 
 // Inputs first .. first + num_inputs of `num_outputs` rows; what the panel has beyond these is zeros. A panel has room for
-// inputs up to a multiple of 2 * LANES.
+// inputs up to a multiple of 2 * LANES. Where it `asks`, what lies behind these inputs is asked for, row by row.
 template <class Element>
-void fill_panel(const Element *rows, int64_t stride, int num_outputs, int num_inputs, float *panel) {
+void fill_panel(const Element *rows, int64_t stride, int num_outputs, int num_inputs, float *panel, bool asks) {
     constexpr int STEP = LANES * inputs_per_word<Element>();
     for (int n = 0; n < PANEL_OUTPUTS; n += LANES) {
         const int outputs = std::max(0, std::min(LANES, num_outputs - n));
@@ -88,8 +117,9 @@ void fill_panel(const Element *rows, int64_t stride, int num_outputs, int num_in
             float *to = panel + k * PANEL_OUTPUTS + n;
             if (outputs == LANES && inputs == STEP) {
                 turn(from, stride, to);
-                for (int i = 0; i < LANES; i++)  // what lies in these rows next, for the panel after this
-                    _mm_prefetch(reinterpret_cast<const char *>(from + i * stride + num_inputs), _MM_HINT_T1);
+                if (asks)
+                    for (int i = 0; i < LANES; i++)
+                        _mm_prefetch(reinterpret_cast<const char *>(from + i * stride + num_inputs), _MM_HINT_T1);
                 continue;
             }
             Element padded[LANES * STEP] = {};
