@@ -25,6 +25,7 @@ from benchmarks.processes import Figures, measure_in_process
 from benchmarks.reporting import give, say
 
 SYSTEMS = ("auto", "int8", "int4")
+_SETTINGS = ("rows", "prompt_tokens", "new_tokens", "passes", "dtype", "quantization")
 _FIGURES = (
     "generated_tokens_per_second",
     "prompt_tokens_per_second",
@@ -38,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default="1b", help="whose shape the model has (default: 1b)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int8-outliers", "int4"))
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=992)
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -47,7 +49,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write the result there, as JSON")
     arguments = parser.parse_args()
     case = CASES[arguments.case]
-    sizes = {name: getattr(arguments, name) for name in ("rows", "prompt_tokens", "new_tokens", "passes", "dtype")}
+    sizes = {name: getattr(arguments, name) for name in _SETTINGS}
     measured: dict[str, list[Figures]] = {system: [] for system in SYSTEMS}
     with nullcontext(arguments.work) if arguments.work else tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / arguments.case

@@ -20,6 +20,7 @@ def measure(request: Figures) -> Figures:
     with LLM(
         request["model"],
         dtype=request["dtype"],
+        quantization=request["quantization"],
         kv_cache_dtype=request["kv_cache_dtype"],
         max_num_seqs=request["rows"],
         max_model_len=row_tokens,
