@@ -70,8 +70,9 @@ struct Part {
     }
 };
 
-// What comes of TOKENS tokens for PART_OUTPUTS outputs, `offset` of the part's on.
-template <int TOKENS>
+// What comes of TOKENS tokens for PART_OUTPUTS outputs, `offset` of the part's on. Those that read weights first, from memory,
+// ask for them ahead.
+template <int TOKENS, bool FIRST>
 void multiply_tile(const Part &part, int offset, const uint8_t *tokens, const float *token_scales, int64_t padded_inputs,
                    float *results) {
     Sums sums[TOKENS][PART_VECTORS];
@@ -85,7 +86,7 @@ void multiply_tile(const Part &part, int offset, const uint8_t *tokens, const fl
 #pragma GCC unroll 4
         for (int j = 0; j < PART_VECTORS; j++) {
             weights[j] = load_weights(codes + j * 4 * LANES);
-            if (TOKENS <= 2) _mm_prefetch(reinterpret_cast<const char *>(codes + j * 4 * LANES + AHEAD_BYTES), _MM_HINT_T0);
+            if (FIRST) _mm_prefetch(reinterpret_cast<const char *>(codes + j * 4 * LANES + AHEAD_BYTES), _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++) {
@@ -115,11 +116,12 @@ void add_outliers(const Part &part, const std::vector<Outlier> &outliers, float 
     }
 }
 
+template <bool FIRST>
 void multiply_tokens(const Part &part, int count, const uint8_t *tokens, const float *token_scales, int64_t padded_inputs,
                      float *results) {
     for (int offset = 0; offset < PACKED_OUTPUTS; offset += PART_OUTPUTS)
         with_count<BYTE_TILE_TOKENS>(count, [&](auto constant) {
-            multiply_tile<decltype(constant)::value>(part, offset, tokens, token_scales, padded_inputs, results);
+            multiply_tile<decltype(constant)::value, FIRST>(part, offset, tokens, token_scales, padded_inputs, results);
         });
 }
 
@@ -153,8 +155,9 @@ void multiply(const PackedLinear &call) {
                 const Tile tile(call.num_tokens, num_tiles, index / (stop - begin));
                 const auto outputs = outputs_at<PACKED_OUTPUTS>(call, begin + index % (stop - begin));
                 const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
-                multiply_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
-                                padded_inputs, results);
+                const auto multiply_tile_tokens = tile.first == 0 ? multiply_tokens<true> : multiply_tokens<false>;
+                multiply_tile_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
+                                     padded_inputs, results);
                 for (int t = 0; t < tile.count; t++) {
                     if (!outliers.empty()) add_outliers(part, outliers[tile.first + t], results + t * PACKED_OUTPUTS);
                     give<Element>(outputs, tile.first + t, results + t * PACKED_OUTPUTS);

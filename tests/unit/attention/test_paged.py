@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -42,14 +42,6 @@ RULES = {
     "window": AttentionRule(scale=0.3, window=40),
     "softcap": AttentionRule(scale=0.3, softcap=3.0),
 }
-
-
-@pytest.fixture
-def num_threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of torch's threads until the test ends."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def alone(backend: PagedAttention, scene: Scene, rule: AttentionRule, row: int, first: int, stop: int) -> Tensor:
