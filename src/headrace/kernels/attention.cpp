@@ -72,11 +72,12 @@ int64_t packed_row(const Attention &call, const Work &work, int query) {
 
 template <class Element>
 void take_queries(const Attention &call, const Work &work, Tile &tile) {
+    const Floats scale = every(call.scale);
     for (int q = 0; q < work.num_queries(); q++) {
         float *query = tile.queries + q * tile.key_width;
         const Element *from = static_cast<const Element *>(call.query) + packed_row(call, work, q) * call.key_width;
         widen_row(from, call.key_width, query);
-        for (int d = 0; d < call.key_width; d++) query[d] *= call.scale;
+        for (int d = 0; d < tile.key_width; d += LANES) store(query + d, load(query + d) * scale);
         tile.most[q] = NEVER;
         tile.totals[q] = zeros();
     }
