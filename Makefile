@@ -10,7 +10,7 @@ export PYTHON
 
 # What `make test` draws from the slow suites: this part of every file, the same one as long as the seed is the same.
 SLOW_SEED     ?= 2
-SLOW_FRACTION ?= 0.03
+SLOW_FRACTION ?= 0.02
 
 # Every test runs on one thread, so that each core takes some; more than four would need much memory.
 PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
