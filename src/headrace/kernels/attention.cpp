@@ -19,8 +19,7 @@ namespace headrace {
 namespace {
 
 constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
-constexpr int KEY_VECTORS = TILE_KEYS / LANES;
-constexpr int MANY_QUERIES = 8;  // for so many keys are turned and values widened once, in a tile's own memory
+constexpr int MANY_QUERIES = 8;  // from so many on a tile's keys are turned and its values widened, in memory of its own
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
