@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from headrace.attention.paged import best_attention
-from headrace.compression.packed_linear import PackedLinear, multiply
+from headrace.compression import packed_linear
+from headrace.compression.packed_linear import PackedLinear
 from headrace.engine.division import Division, KVBelow, divide, move_kv_below
 from headrace.engine.engine import Engine
 from headrace.engine.memory import (
@@ -41,8 +42,10 @@ from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.kv_cache.pools import KVPools
+from headrace.models import interleaved_layers
 from headrace.models.choices import slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
+from headrace.models.interleaved_layers import InterleavedLinear
 from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
 from headrace.models.packed_layers import packed_codec
@@ -133,7 +136,10 @@ def start(
     attention, table, budget = best_attention(), placed.model.table, tiers.device_budget
     modules = list(placed.model.modules())
     multiplying = products(dtype, tiers.device, modules)
-    share_inputs(modules, PackedLinear, multiply, lambda layer: (layer.in_features, layer.codec))
+    share_inputs(modules, PackedLinear, packed_linear.multiply, lambda layer: (layer.in_features, layer.codec))
+    share_inputs(
+        modules, InterleavedLinear, interleaved_layers.multiply, lambda layer: (layer.in_features, layer.weight.dtype)
+    )
     probe = ActivationProbe(
         model=placed.model,
         attention=attention,
@@ -318,7 +324,7 @@ def _place_model(options: EngineOptions, described: DescribedModel, tiers: Tiers
     if streams:
         return open_stream(model, table, weights, tiers)
     device.charge("weights", weights.num_bytes)
-    return load_resident(model, table, weights, tiers.device)
+    return load_resident(model, table, weights, described.dtype, tiers.device)
 
 
 def _describe(

@@ -16,7 +16,9 @@ from headrace.executor.image_sources import Expert, HostImages, ImageSource
 from headrace.executor.kv_stream import KVElsewhere, NoKVElsewhere
 from headrace.executor.probe import WEIGHT_POINTS
 from headrace.executor.weight_stream import ResidentWeights, Weights, WeightStream
+from headrace.models.interleaved_layers import interleave_layers
 from headrace.models.layer_table import LayerTable
+from headrace.models.products import library_for
 from headrace.models.takeover import EngineModel
 from headrace.models.transformers_api import PreTrainedModel
 from headrace.models.weight_map import WeightMap
@@ -126,11 +128,15 @@ class PlacedModel:
             self.streams.close()
 
 
-def load_resident(model: PreTrainedModel, table: LayerTable, weights: WeightMap, device: torch.device) -> PlacedModel:
+def load_resident(
+    model: PreTrainedModel, table: LayerTable, weights: WeightMap, dtype: torch.dtype, device: torch.device
+) -> PlacedModel:
     """Loads all weights straight to `device`; they have been charged."""
     with WeightLoader(model, weights, allocate=allocate_on(device)) as loader:
         loader.load_all()
     move_buffers(model, device)
+    if library_for(dtype, device) is not None:
+        interleave_layers(model)
     return place_resident(model, table)
 
 

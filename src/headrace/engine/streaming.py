@@ -14,7 +14,7 @@ from headrace.engine.tiers import Tiers
 from headrace.executor.expert_stream import ExpertStream
 from headrace.executor.image_sources import DiskImages, HostImages, ImageSource
 from headrace.executor.weight_stream import WeightStream
-from headrace.models.disk_embedding import keep_embedding_on_disk
+from headrace.models.embedding_rows import keep_embedding_on_disk
 from headrace.models.layer_image import aligned_layout
 from headrace.models.layer_table import LayerTable
 from headrace.models.packed_layers import packing_bytes

@@ -7,10 +7,11 @@
 namespace headrace {
 
 struct PlainWeight {
-    const void *weight;  // rows `stride` numbers apart
+    const void *weight;
     const void *bias;    // or null
     void *output;
-    int64_t num_outputs, stride;
+    int64_t num_outputs;
+    int64_t stride;  // numbers from one row of the weight to the next, where it is not interleaved
 };
 
 // For each weight: output (T, N) = input (T, K) by the transpose of weight (N, K), plus bias (N).
@@ -18,7 +19,7 @@ struct Linear {
     const void *input;
     PlainWeight weights[MOST_WEIGHTS];
     int64_t num_tokens, num_inputs;
-    int32_t num_weights;
+    int32_t num_weights, is_interleaved;
     int32_t weight_type, type;  // the latter of input, bias and output
     int32_t num_threads;
 };

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from headrace.errors import UnsupportedModelError
+from headrace.models.transformers_api import Conv1D
+
+_READ_OTHERWISE = ("kv_b_proj",)
+"""Layers that are never called: latent attention takes their weight apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ def find_layers(model: nn.Module) -> DecoderLayers:
             "this architecture cannot be run"
         )
     return max(candidates, key=lambda found: sum(parameter.numel() for parameter in found.layers.parameters()))
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    """Yields the linear layers within decoder layers that are called, by name."""
+    prefix = find_layers(model).prefix + "."
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and type(module) in (nn.Linear, Conv1D) and not name.endswith(_READ_OTHERWISE):
+            yield name, module
 
 
 def _is_layer(module: nn.Module, unsplit: set[str]) -> bool:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
 
 from headrace.compression.packed_linear import PackedLinear
 from headrace.compression.weight_codecs import Int4Codec, Int8Codec, WeightCodec
-from headrace.models.layers import find_layers
+from headrace.models.layers import linear_layers
 from headrace.models.transformers_api import Conv1D, PreTrainedModel
 from headrace.models.weight_map import Packed, ParameterSource, Stored, WeightMap
 from headrace.units import MIB
 
 _ROWS_BYTES = 64 * MIB
-_READ_OTHERWISE = ("kv_b_proj",)
-"""Layers that are never called: latent attention takes their weight apart."""
 
 
 def pack_layers(model: PreTrainedModel, weights: WeightMap, wanted: WeightCodec | None) -> WeightMap:
@@ -28,7 +25,7 @@ def pack_layers(model: PreTrainedModel, weights: WeightMap, wanted: WeightCodec 
         `weights` with the packed form in place of each weight that was replaced.
     """
     parameters = dict(weights.parameters)
-    for name, module in list(_linears(model)):
+    for name, module in list(linear_layers(model)):
         source = parameters.get(f"{name}.weight")
         if source is None or source.name in weights.tied.values():
             continue
@@ -84,13 +81,6 @@ def packing_bytes(weights: WeightMap) -> int:
     packed = [source.content for source in weights.parameters.values() if isinstance(source.content, Packed)]
     whole = (0 if content.is_read_by_rows else content.original.num_bytes for content in packed)
     return max((num_bytes + _ROWS_BYTES for num_bytes in whole), default=0)
-
-
-def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
-    prefix = find_layers(model).prefix + "."
-    for name, module in model.named_modules():
-        if name.startswith(prefix) and type(module) in (nn.Linear, Conv1D) and not name.endswith(_READ_OTHERWISE):
-            yield name, module
 
 
 def _stored_codec(stored: Int8Codec | Int4Codec, wanted: WeightCodec | None) -> WeightCodec:

@@ -43,13 +43,16 @@ def products(
     Args:
         modules: the model's, which may be given a `forward` of their own; None where `linear` is called directly.
     """
-    if dtype is not torch.float32 and not is_slow(dtype, device):
-        return nullcontext()  # torch has instructions for them
-    found = library() if device.type == "cpu" else None
-    if found is not None:
+    if (found := library_for(dtype, device)) is not None:
         own = LibraryProducts(found)
         return own if modules is None else own.put_into(modules)
     return WideProducts() if is_slow(dtype, device) else nullcontext()
+
+
+def library_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
+    """Returns the library where its products are used: torch's are of CPUs that have instructions for `dtype`."""
+    is_torchs = dtype is not torch.float32 and not is_slow(dtype, device)
+    return None if device.type != "cpu" or is_torchs else library()
 
 
 class Products(TorchFunctionMode):

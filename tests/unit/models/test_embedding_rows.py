@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.reader import RangeReader
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError
-from headrace.models.disk_embedding import DiskEmbedding, keep_embedding_on_disk
+from headrace.models.embedding_rows import DiskEmbedding, keep_embedding_on_disk
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_weight_map
 from tests.tiny_configs import TINY_CONFIGS, VOCAB_SIZE

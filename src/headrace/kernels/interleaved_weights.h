@@ -1,0 +1,62 @@
+// Panels of weights that were interleaved: nothing is left to be turned, and memory is read from one end to the other,
+// which processors foresee.
+//
+// Of INTERLEAVED_OUTPUTS outputs, which the number of outputs is a multiple of, the numbers of an input lie next to each
+// other, in half precision those of two inputs: Element weight[N / 64][K / P][64][P], P of them in 32 bits.
+#pragma once
+
+#include "linear.h"
+#include "panels.h"
+
+namespace headrace {
+
+constexpr int INTERLEAVED_OUTPUTS = 64;
+static_assert(INTERLEAVED_OUTPUTS % PANEL_OUTPUTS == 0);
+
+inline void widen(const float *words, float *panel, float) { store(panel, load(words)); }
+template <class Half>
+void widen(const float *words, float *panel, Half) {
+    const Floats both = load(words);
+    store(panel, evens(both, Half()));
+    store(panel + PANEL_OUTPUTS, odds(both, Half()));
+}
+
+// Some bytes with each input, one after another.
+struct NextBytes {
+    const char *first;
+    int64_t step;
+
+    [[gnu::always_inline]] void ask_for(int input) const {
+        _mm_prefetch(first + input * step, _MM_HINT_T0);
+        if (step > LINE_BYTES) _mm_prefetch(first + input * step + LINE_BYTES, _MM_HINT_T0);
+    }
+};
+
+// Weights of a panel's outputs, from some input on.
+template <class Element>
+class InterleavedWeights {
+   public:
+    InterleavedWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t num_inputs) {
+        const int64_t first = outputs.first % INTERLEAVED_OUTPUTS;
+        first_ = static_cast<const Element *>(outputs.of.weight) + (outputs.first - first) * num_inputs +
+                 input * INTERLEAVED_OUTPUTS + first * PER_WORD;
+    }
+    void fill(float *panel, int num_inputs, bool) const {
+        for (int k = 0; k < num_inputs; k += PER_WORD)
+#pragma GCC unroll 4
+            for (int n = 0; n < PANEL_OUTPUTS; n += LANES)
+                widen(reinterpret_cast<const float *>(first_ + k * INTERLEAVED_OUTPUTS + n * PER_WORD),
+                      panel + k * PANEL_OUTPUTS + n, Element());
+    }
+    // What tile `tile` of `num_tiles` is to ask for of as many inputs behind the first `num_inputs`.
+    NextBytes behind(int num_inputs, int64_t tile, int64_t num_tiles) const {
+        const int64_t step = INTERLEAVED_OUTPUTS * sizeof(Element) / num_tiles;
+        return {reinterpret_cast<const char *>(first_ + num_inputs * INTERLEAVED_OUTPUTS) + tile * num_inputs * step, step};
+    }
+
+   private:
+    static constexpr int PER_WORD = inputs_per_word<Element>();
+    const Element *first_;
+};
+
+}  // namespace headrace
