@@ -22,10 +22,10 @@ _TIED_LOUD_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layerno
 
 
 def make_tiny_model(
-    name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None
+    name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, attn: str | None = None, **sizes: int
 ) -> PreTrainedModel:
-    """Builds a model of `tiny_values` in eval mode with weights that depend on `seed` alone."""
-    values = dict(tiny_values(name))
+    """Builds a model of `tiny_values`, and `sizes`, in eval mode with weights that depend on `seed` alone."""
+    values = {**tiny_values(name), **sizes}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

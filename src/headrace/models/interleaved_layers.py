@@ -15,7 +15,7 @@ from headrace.models.embedding_rows import InterleavedEmbedding
 from headrace.models.layers import linear_layers
 from headrace.models.transformers_api import PreTrainedModel
 
-_WEIGHT_OF = re.compile(r"\b(\w+)\.weight\b")
+_WEIGHT_OF = re.compile(r"\b(\w+)\.weight\b(?!\.(?:dtype|device)\b)")
 
 
 class InterleavedLinear(nn.Module):
@@ -77,7 +77,7 @@ def interleave_layers(model: PreTrainedModel) -> None:
         elif module is head and others == [f"{_name_of(model, embedding)}.weight"]:
             interleaved = InterleavedLinear(module)
             model.set_submodule(name, interleaved)
-            model.set_input_embeddings(InterleavedEmbedding(embedding, interleaved.weight))
+            model.set_input_embeddings(InterleavedEmbedding(embedding, interleaved.weight.data))
 
 
 def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
@@ -86,7 +86,7 @@ def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
 
 
 def _named_in_code(model: PreTrainedModel) -> set[str]:
-    """Returns every NAME in a NAME.weight of the code of the model's modules."""
+    """Returns every NAME in a NAME.weight, but for its dtype and device, in the code of the model's modules."""
     kinds: Iterable[type[nn.Module]] = {type(module) for module in model.modules()}
     return {name for kind in kinds for name in _WEIGHT_OF.findall(_code(kind))}
 

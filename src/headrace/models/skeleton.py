@@ -12,6 +12,7 @@ from torch import nn
 from headrace.checkpoint.checkpoint import Checkpoint, read_config
 from headrace.checkpoint.tensors import CONVERTIBLE_DTYPES
 from headrace.errors import CorruptCheckpointError, UnsupportedModelError, one_line
+from headrace.kernels.library import library
 from headrace.models.choices import is_slow
 from headrace.models.transformers_api import (
     CONFIG_MAPPING,
@@ -187,10 +188,12 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def automatic_dtype(checkpoint: Checkpoint, device: torch.device, limit_bytes: int) -> torch.dtype:
-    """Returns the checkpoint's own dtype; float32 where the CPU is slow in that one and `limit_bytes` allow it."""
+    """Returns the checkpoint's own dtype; float32 where torch multiplies it on a slow CPU and `limit_bytes` allow it."""
     own = checkpoint_dtype(checkpoint)
+    if not is_slow(own, device) or library() is not None:
+        return own
     widened_bytes = checkpoint.num_bytes * torch.float32.itemsize // own.itemsize
-    return torch.float32 if is_slow(own, device) and widened_bytes <= _WIDENED_SHARE * limit_bytes else own
+    return torch.float32 if widened_bytes <= _WIDENED_SHARE * limit_bytes else own
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.library import load, usable
+from headrace.kernels.linear import can_be_interleaved, interleave, interleaved_rows
 from headrace.kernels.linear import linear as linears
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
@@ -100,3 +101,30 @@ def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: s
     for first, count in ((0, 1), (95, 2), (300, 97), (599, 1)):
         part = tokens[first : first + count].contiguous()
         assert torch.equal(linear(load(name), part, weight, None), together[first : first + count])
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("num_tokens", [1, 6, 7, 20, 33, 70])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_interleaved_weights_give_the_same_bits(name: str, num_tokens: int, dtype: torch.dtype) -> None:
+    tokens, weight, bias = drawn(num_tokens, 202, dtype=dtype), drawn(192, 202, dtype=dtype), drawn(192, dtype=dtype)
+    interleaved = interleave(weight.clone())
+    plain = linears(load(name), tokens, [(weight, bias), (weight[64:128], None)])
+    found = linears(load(name), tokens, [(interleaved, bias), (interleaved[1:2], None)], are_interleaved=True)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_are_interleaved_where_they_lie_and_rows_are_found_again(dtype: torch.dtype) -> None:
+    weight = drawn(128, 10, dtype=dtype)
+    memory = weight.clone()
+    interleaved = interleave(memory)
+    assert interleaved.data_ptr() == memory.data_ptr() and interleaved.shape[:1] == (2,)
+    wanted = torch.tensor([0, 3, 63, 64, 127])
+    assert torch.equal(interleaved_rows(interleaved, wanted), weight[wanted])
+
+
+def test_only_whole_registers_are_interleaved() -> None:
+    shapes = {(64, 3): False, (64, 4): True, (63, 4): False, (192, 2): True}
+    assert {shape: can_be_interleaved(drawn(*shape, dtype=torch.float16)) for shape in shapes} == shapes
+    assert can_be_interleaved(drawn(64, 3))

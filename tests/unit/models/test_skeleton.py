@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedModelError
-from headrace.models.skeleton import build_skeleton, checkpoint_dtype
+from headrace.models import skeleton
+from headrace.models.skeleton import automatic_dtype, build_skeleton, checkpoint_dtype
 from tests.tiny_configs import TINY_CONFIGS
 from tests.tiny_models import make_tiny_model
 
@@ -111,3 +112,18 @@ def test_the_dtype_of_a_checkpoint_is_the_configs_or_that_of_most_bytes(
         tmp_path / "model.safetensors",
     )
     assert checkpoint_dtype(Checkpoint.open(tmp_path)) is expected
+
+
+@pytest.mark.parametrize(
+    ("found", "limit_bytes", "expected"),
+    [(object(), 10**9, torch.bfloat16), (None, 10**9, torch.float32), (None, 100, torch.bfloat16)],
+    ids=["with the library", "without it", "without memory for it"],
+)
+def test_weights_are_widened_where_torch_multiplies_them_slowly_and_memory_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object, limit_bytes: int, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(skeleton, "is_slow", lambda dtype, device: True)
+    monkeypatch.setattr(skeleton, "library", lambda: found)
+    write_config(tmp_path, dtype="bfloat16")
+    save_file({"a": torch.ones(99, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert automatic_dtype(Checkpoint.open(tmp_path), torch.device("cpu"), limit_bytes) is expected
