@@ -188,7 +188,7 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def automatic_dtype(checkpoint: Checkpoint, device: torch.device, limit_bytes: int) -> torch.dtype:
-    """Returns the checkpoint's own dtype; float32 where torch multiplies it on a slow CPU and `limit_bytes` allow it."""
+    """Returns the checkpoint's own dtype; float32 where torch multiplies that one slowly and `limit_bytes` allow it."""
     own = checkpoint_dtype(checkpoint)
     if not is_slow(own, device) or library() is not None:
         return own
