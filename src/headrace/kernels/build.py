@@ -16,6 +16,7 @@ from pathlib import Path
 
 SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp")
 HEADERS = (
+    "ahead.h",
     "attention.h",
     "bytes.h",
     "codes.h",

@@ -102,6 +102,8 @@ inline void add(Sums &sums, Numbers x, Weights w) {
 inline Sums byte_of(const int32_t *fours, int place) {
     return _mm512_srai_epi32(_mm512_sll_epi32(_mm512_loadu_si512(fours), _mm_cvtsi32_si128(24 - 8 * place)), 24);
 }
+inline Sums load_sums(const int32_t *p) { return _mm512_loadu_si512(p); }
+inline void store_sums(int32_t *p, Sums sums) { _mm512_storeu_si512(p, sums); }
 inline Floats to_floats(Sums sums) { return {_mm512_cvtepi32_ps(sums)}; }
 inline Sums minus(Sums sums, const int32_t *p, int times) {
     return _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(times)));
@@ -136,6 +138,8 @@ inline Sums byte_of(const int32_t *fours, int place) {
     __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(fours));
     return _mm256_srai_epi32(_mm256_sll_epi32(all, _mm_cvtsi32_si128(24 - 8 * place)), 24);
 }
+inline Sums load_sums(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+inline void store_sums(int32_t *p, Sums sums) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), sums); }
 inline Floats to_floats(Sums sums) { return {_mm256_cvtepi32_ps(sums)}; }
 inline Sums minus(Sums sums, const int32_t *p, int times) {
     __m256i of = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ahead.h"
 #include "bytes.h"
 #include "packed_linear.h"
 #include "packing.h"
@@ -17,8 +18,9 @@ namespace {
 
 constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in registers
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
-constexpr int AHEAD_BYTES = 4096;
-constexpr int64_t CACHED_BYTES = 512 * 1024;  // of weights, in the second cache
+// Inputs of a part that stay in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
+constexpr int FEW_TOKENS = 96, FEW_INPUTS = 128, MANY_INPUTS = 512;
+constexpr int64_t TILES_AT_ONCE = 84;  // their sums stay in the second cache
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -41,16 +43,20 @@ const float *without_outliers(const Element *from, int64_t width, float threshol
     return rest.data();
 }
 
-// Writes `width` numbers in 8 bits and, behind them up to `padded`, zeros; returns their scale: not a number where one of
-// them is none.
-template <class Element>
-float narrow_token(const Element *from, int64_t width, int64_t padded, uint8_t *to) {
+// Writes `width` numbers in 8 bits and, behind them up to `padded`, zeros, AT_ONCE here and the next `stride` bytes on;
+// returns their scale: not a number where one of them is none.
+template <int AT_ONCE, class Element>
+float narrow_token(const Element *from, int64_t width, int64_t padded, uint8_t *to, int64_t stride) {
     const Scale scale = scale_to_bytes(from, width);
-    int64_t k = 0;
-    for (; k + LANES <= width; k += LANES) store_bytes(to + k, load(from + k) * every(scale.factor), TOKEN_OFFSET);
-    for (; k < padded; k++) {
-        const float x = k < width ? widened(from[k]) * scale.factor : 0;
-        to[k] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x)) + TOKEN_OFFSET);
+    for (int64_t first = 0; first < padded; first += AT_ONCE, to += stride) {
+        int64_t k = first;
+        const int64_t stop = std::min(first + AT_ONCE, padded);
+        for (; k + LANES <= std::min(stop, width); k += LANES)
+            store_bytes(to + k - first, load(from + k) * every(scale.factor), TOKEN_OFFSET);
+        for (; k < stop; k++) {
+            const float x = k < width ? widened(from[k]) * scale.factor : 0;
+            to[k - first] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x)) + TOKEN_OFFSET);
+        }
     }
     return scale.step;
 }
@@ -70,27 +76,22 @@ struct Part {
     }
 };
 
-// What comes of TOKENS tokens for PART_OUTPUTS outputs, `offset` of the part's on. Those that read weights first, from memory,
-// ask for them ahead.
-template <int TOKENS, bool FIRST>
-void multiply_tile(const Part &part, int offset, const uint8_t *tokens, const float *token_scales, int64_t padded_inputs,
-                   float *results) {
+// Adds the products of TOKENS tokens, AT_ONCE numbers apart, with some inputs of PART_OUTPUTS outputs to their sums.
+template <int AT_ONCE, int TOKENS, class Next>
+void add_products(const int8_t *codes, const uint8_t *tokens, int num_inputs, int32_t *to, Next next) {
     Sums sums[TOKENS][PART_VECTORS];
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; t++)
 #pragma GCC unroll 4
-        for (int j = 0; j < PART_VECTORS; j++) sums[t][j] = no_sums();
-    const int8_t *codes = part.codes + offset * 4;
-    for (int64_t k = 0; k < padded_inputs; k += 4, codes += 4 * PACKED_OUTPUTS) {
+        for (int j = 0; j < PART_VECTORS; j++) sums[t][j] = load_sums(to + t * PACKED_OUTPUTS + j * LANES);
+    for (int k = 0; k < num_inputs; k += 4, codes += 4 * PACKED_OUTPUTS) {
+        next.ask_for(k / 4);
         Weights weights[PART_VECTORS];
 #pragma GCC unroll 4
-        for (int j = 0; j < PART_VECTORS; j++) {
-            weights[j] = load_weights(codes + j * 4 * LANES);
-            if (FIRST) _mm_prefetch(reinterpret_cast<const char *>(codes + j * 4 * LANES + AHEAD_BYTES), _MM_HINT_T0);
-        }
+        for (int j = 0; j < PART_VECTORS; j++) weights[j] = load_weights(codes + j * 4 * LANES);
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++) {
-            const Numbers numbers = every_four(tokens + t * padded_inputs + k);
+            const Numbers numbers = every_four(tokens + t * AT_ONCE + k);
 #pragma GCC unroll 4
             for (int j = 0; j < PART_VECTORS; j++) add(sums[t][j], numbers, weights[j]);
         }
@@ -98,11 +99,24 @@ void multiply_tile(const Part &part, int offset, const uint8_t *tokens, const fl
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; t++)
 #pragma GCC unroll 4
-        for (int j = 0; j < PART_VECTORS; j++) {
-            const int n = offset + j * LANES;
-            const Floats exact = to_floats(minus(sums[t][j], part.sums + n, TOKEN_OFFSET));
-            store(results + t * PACKED_OUTPUTS + n, exact * load(part.scales + n) * every(token_scales[t]));
-        }
+        for (int j = 0; j < PART_VECTORS; j++) store_sums(to + t * PACKED_OUTPUTS + j * LANES, sums[t][j]);
+}
+
+// The same for all outputs of a part and `count` tokens.
+template <int AT_ONCE, class Next>
+void add_products(const int8_t *codes, int count, const uint8_t *tokens, int num_inputs, int32_t *sums, Next next) {
+    for (int offset = 0; offset < PACKED_OUTPUTS; offset += PART_OUTPUTS)
+        with_count<BYTE_TILE_TOKENS>(count, [&](auto constant) {
+            add_products<AT_ONCE, decltype(constant)::value>(codes + offset * 4, tokens, num_inputs, sums + offset, next);
+        });
+}
+
+// What a token's sums stand for.
+void scale_sums(const Part &part, const int32_t *sums, float token_scale, float *results) {
+    for (int n = 0; n < PACKED_OUTPUTS; n += LANES) {
+        const Floats exact = to_floats(minus(load_sums(sums + n), part.sums + n, TOKEN_OFFSET));
+        store(results + n, exact * load(part.scales + n) * every(token_scale));
+    }
 }
 
 // Adds the products with a token's outliers, one after another.
@@ -116,51 +130,66 @@ void add_outliers(const Part &part, const std::vector<Outlier> &outliers, float 
     }
 }
 
-template <bool FIRST>
-void multiply_tokens(const Part &part, int count, const uint8_t *tokens, const float *token_scales, int64_t padded_inputs,
-                     float *results) {
-    for (int offset = 0; offset < PACKED_OUTPUTS; offset += PART_OUTPUTS)
-        with_count<BYTE_TILE_TOKENS>(count, [&](auto constant) {
-            multiply_tile<decltype(constant)::value, FIRST>(part, offset, tokens, token_scales, padded_inputs, results);
-        });
-}
-
-template <class Element>
+template <int AT_ONCE, bool ARE_FEW, class Element>
 void multiply(const PackedLinear &call) {
     const int64_t padded_inputs = (call.num_inputs + 3) / 4 * 4;
     const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
-    const int64_t most_together = std::max<int64_t>(1, CACHED_BYTES / int8_part_bytes(padded_inputs));
-    const int64_t together = pieces_together(most_together, num_parts, call.num_tokens, call.num_threads);
     const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
-    const Scratch<uint8_t> tokens = scratch<uint8_t>(call.num_tokens * padded_inputs);
+    const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
+    const int64_t num_cuts = (padded_inputs + AT_ONCE - 1) / AT_ONCE;
+    const Scratch<uint8_t> tokens = scratch<uint8_t>(num_cuts * call.num_tokens * AT_ONCE);
     const Scratch<float> scales = scratch<float>(call.num_tokens);
     std::vector<std::vector<Outlier>> outliers(call.outliers > 0 ? call.num_tokens : 0);
+    const auto numbers_of = [&](const Tile &tile, int64_t cut) {
+        return tokens.get() + (cut * call.num_tokens + tile.first) * AT_ONCE;
+    };
 #pragma omp parallel num_threads(call.num_threads)
     {
         std::vector<float> rest;
 #pragma omp for
         for (int64_t t = 0; t < call.num_tokens; t++) {
             const Element *token = static_cast<const Element *>(call.input) + t * call.num_inputs;
-            uint8_t *to = tokens.get() + t * padded_inputs;
+            const auto narrow = [&](const auto *numbers) {
+                return narrow_token<AT_ONCE>(numbers, call.num_inputs, padded_inputs, tokens.get() + t * AT_ONCE,
+                                             call.num_tokens * AT_ONCE);
+            };
             scales[t] = outliers.empty()
-                            ? narrow_token(token, call.num_inputs, padded_inputs, to)
-                            : narrow_token(without_outliers(token, call.num_inputs, call.outliers, outliers[t], rest),
-                                           call.num_inputs, padded_inputs, to);
+                            ? narrow(token)
+                            : narrow(without_outliers(token, call.num_inputs, call.outliers, outliers[t], rest));
         }
-        float results[BYTE_TILE_TOKENS * PACKED_OUTPUTS];
+        const int64_t sums_size = std::min(num_tiles, TILES_AT_ONCE) * BYTE_TILE_TOKENS * PACKED_OUTPUTS;
+        const Scratch<int32_t> sums = scratch<int32_t>(sums_size);
+        float results[PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
-        for (int64_t begin = 0; begin < num_parts; begin += together) {
-            const int64_t stop = std::min(begin + together, num_parts);
-            for (int64_t index = 0; index < num_tiles * (stop - begin); index++) {
-                const Tile tile(call.num_tokens, num_tiles, index / (stop - begin));
-                const auto outputs = outputs_at<PACKED_OUTPUTS>(call, begin + index % (stop - begin));
-                const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
-                const auto multiply_tile_tokens = tile.first == 0 ? multiply_tokens<true> : multiply_tokens<false>;
-                multiply_tile_tokens(part, tile.count, tokens.get() + tile.first * padded_inputs, scales.get() + tile.first,
-                                     padded_inputs, results);
-                for (int t = 0; t < tile.count; t++) {
-                    if (!outliers.empty()) add_outliers(part, outliers[tile.first + t], results + t * PACKED_OUTPUTS);
-                    give<Element>(outputs, tile.first + t, results + t * PACKED_OUTPUTS);
+        for (int64_t index = 0; index < num_parts; index++) {
+            const auto outputs = outputs_at<PACKED_OUTPUTS>(call, index);
+            const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
+            for (int64_t turn = 0; turn < num_turns; turn++) {
+                const int64_t first = num_tiles * turn / num_turns, stop = num_tiles * (turn + 1) / num_turns;
+                const int64_t first_token = Tile(call.num_tokens, num_tiles, first).first;
+                const int64_t stop_token = Tile(call.num_tokens, num_tiles, stop).first;
+                std::fill_n(sums.get(), sums_size, 0);
+                for (int64_t cut = 0; cut < num_cuts; cut++) {
+                    const int8_t *codes = part.codes + cut * AT_ONCE * PACKED_OUTPUTS;
+                    const int num_inputs = static_cast<int>(std::min<int64_t>(AT_ONCE, padded_inputs - cut * AT_ONCE));
+                    for (int64_t t = first; t < stop; t++) {
+                        const Tile tile(call.num_tokens, num_tiles, t), next(call.num_tokens, num_tiles, std::min(t + 1, stop - 1));
+                        const NextBytes weights =
+                            share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, AT_ONCE / 4, t - first, stop - first);
+                        const auto add = [&](auto behind) {
+                            add_products<AT_ONCE>(codes, tile.count, numbers_of(tile, cut), num_inputs,
+                                                  sums.get() + (tile.first - first_token) * PACKED_OUTPUTS, behind);
+                        };
+                        if constexpr (ARE_FEW)
+                            add(weights);
+                        else
+                            add(NextOfBoth{weights, share_of(numbers_of(next, cut), 4 * next.count, AT_ONCE / 4, 0, 1)});
+                    }
+                }
+                for (int64_t t = first_token; t < stop_token; t++) {
+                    scale_sums(part, sums.get() + (t - first_token) * PACKED_OUTPUTS, scales[t], results);
+                    if (!outliers.empty()) add_outliers(part, outliers[t], results);
+                    give<Element>(outputs, t, results);
                 }
             }
         }
@@ -171,5 +200,10 @@ void multiply(const PackedLinear &call) {
 }  // namespace headrace
 
 extern "C" void headrace_int8_linear(const headrace::PackedLinear *call) {
-    headrace::with_type(call->type, [=](auto number) { headrace::multiply<decltype(number)>(*call); });
+    using namespace headrace;
+    with_type(call->type, [=](auto number) {
+        using Element = decltype(number);
+        call->num_tokens <= FEW_TOKENS ? multiply<FEW_INPUTS, true, Element>(*call)
+                                       : multiply<MANY_INPUTS, false, Element>(*call);
+    });
 }

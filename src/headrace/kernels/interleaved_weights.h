@@ -21,17 +21,6 @@ void widen(const float *words, float *panel, Half) {
     store(panel + PANEL_OUTPUTS, odds(both, Half()));
 }
 
-// Some bytes with each input, one after another.
-struct NextBytes {
-    const char *first;
-    int64_t step;
-
-    [[gnu::always_inline]] void ask_for(int input) const {
-        _mm_prefetch(first + input * step, _MM_HINT_T0);
-        if (step > LINE_BYTES) _mm_prefetch(first + input * step + LINE_BYTES, _MM_HINT_T0);
-    }
-};
-
 // Weights of a panel's outputs, from some input on.
 template <class Element>
 class InterleavedWeights {
@@ -50,8 +39,8 @@ class InterleavedWeights {
     }
     // What tile `tile` of `num_tiles` is to ask for of as many inputs behind the first `num_inputs`.
     NextBytes behind(int num_inputs, int64_t tile, int64_t num_tiles) const {
-        const int64_t step = INTERLEAVED_OUTPUTS * sizeof(Element) / num_tiles;
-        return {reinterpret_cast<const char *>(first_ + num_inputs * INTERLEAVED_OUTPUTS) + tile * num_inputs * step, step};
+        const int64_t bytes = INTERLEAVED_OUTPUTS * sizeof(Element);
+        return share_of(first_ + num_inputs * INTERLEAVED_OUTPUTS, bytes, num_inputs, tile, num_tiles);
     }
 
    private:

@@ -1,4 +1,4 @@
-// Products of tokens with weights as checkpoints hold them, in fp32.
+// Products of tokens with weights that are not packed, in fp32.
 //
 // Weights are widened into panels, once for many tokens. A token's result is summed over the inputs one after another, so
 // it is bitwise the same alone or among others.
@@ -14,7 +14,7 @@
 namespace headrace {
 namespace {
 
-// With few tokens, all inputs of a panel and the numbers of all tokens stay in the first cache, and memory is what limits.
+// Inputs of a panel, which stays in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
 constexpr int FEW_TOKENS = 32, FEW_INPUTS = 64, MANY_INPUTS = 128;
 constexpr int64_t TILES_AT_ONCE = 84;  // their sums stay in the second cache
 
@@ -62,7 +62,7 @@ void multiply(const Linear &call) {
                         if constexpr (ARE_FEW)
                             add(weights.behind(AT_ONCE, t - first, stop - first));
                         else
-                            add(NextTokens{numbers_of(next, cut), next.count});
+                            add(share_of(numbers_of(next, cut), next.count * sizeof(float), AT_ONCE, 0, 1));
                     }
                 }
                 for (int64_t t = first_token; t < stop_token; t++)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ahead.h"
 #include "floats.h"
 #include "tiles.h"
 
@@ -26,19 +27,6 @@ void widen_tokens(const Element *tokens, int64_t stride, int count, int num_inpu
         for (; k < num_inputs; k++) numbers[k] = widened(from[k]);
     }
 }
-
-// While products are added, memory would rest: with each input, some of what comes next is asked for, since only so many
-// lines can be on their way at a time. GCC drops calls of what only prefetches, unless it is inlined.
-
-constexpr int LINE_BYTES = 64;
-
-// The same inputs of the next tile's tokens.
-struct NextTokens {
-    const float *first;
-    int count;
-
-    [[gnu::always_inline]] void ask_for(int input) const { _mm_prefetch(first + input * count, _MM_HINT_T0); }
-};
 
 // Adds the products of tokens, AT_ONCE numbers apart, with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in
 // the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.

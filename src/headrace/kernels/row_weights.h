@@ -48,6 +48,7 @@ struct NextLines {
         first = reinterpret_cast<const char *>(rows) + index * each * LINE_BYTES;
         count = static_cast<int>(std::clamp<int64_t>(all - index * each, 0, each));
     }
+    // As NextBytes.
     [[gnu::always_inline]] void ask_for(int input) const {
         const char *line = first + input % PANEL_OUTPUTS * row_bytes;
         if (count > 0) _mm_prefetch(line, _MM_HINT_T1);

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headrace.checkpoint.gather import Gather
 from headrace.checkpoint.reader import RangeReader
-from headrace.kernels.linear import interleaved_rows
+from headrace.kernels.interleaving import interleaved_rows
 from headrace.models.transformers_api import ForeignModule, PreTrainedModel
 from headrace.models.weight_map import ParameterSource
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 
+from headrace.kernels.interleaving import INTERLEAVED_OUTPUTS, can_be_interleaved, interleave
 from headrace.kernels.library import library
-from headrace.kernels.linear import INTERLEAVED_OUTPUTS, can_be_interleaved, interleave, linear
+from headrace.kernels.linear import linear
 from headrace.models.embedding_rows import InterleavedEmbedding
 from headrace.models.layers import linear_layers
 from headrace.models.transformers_api import PreTrainedModel
@@ -67,22 +68,22 @@ def interleave_layers(model: PreTrainedModel) -> None:
     names: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
+    places = {module: name for name, module in model.named_modules()}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[no-untyped-call]
-    for name, module in [*linear_layers(model), (_name_of(model, head), head)]:
-        if type(module) is not nn.Linear or name.rpartition(".")[2] in read or not can_be_interleaved(module.weight):
+    for name, layer in [*linear_layers(model), (places.get(head, ""), head)]:
+        if type(layer) is not nn.Linear or _last(name) in read or not can_be_interleaved(layer.weight):
             continue
-        others = [other for other in names[module.weight] if other != f"{name}.weight"]
+        others = [other for other in names[layer.weight] if other != f"{name}.weight"]
         if not others:
-            model.set_submodule(name, InterleavedLinear(module))
-        elif module is head and others == [f"{_name_of(model, embedding)}.weight"]:
-            interleaved = InterleavedLinear(module)
+            model.set_submodule(name, InterleavedLinear(layer))
+        elif layer is head and others == [f"{places[embedding]}.weight"] and _last(places[embedding]) not in read:
+            interleaved = InterleavedLinear(layer)
             model.set_submodule(name, interleaved)
             model.set_input_embeddings(InterleavedEmbedding(embedding, interleaved.weight.data))
 
 
-def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
-    names = (name for name, module in model.named_modules() if module is wanted)
-    return str(next(names))
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _named_in_code(model: PreTrainedModel) -> set[str]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from headrace.kernels.interleaving import can_be_interleaved, interleave, interleaved_rows
 from headrace.kernels.library import load, usable
-from headrace.kernels.linear import can_be_interleaved, interleave, interleaved_rows
 from headrace.kernels.linear import linear as linears
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
@@ -127,4 +127,4 @@ def test_weights_are_interleaved_where_they_lie_and_rows_are_found_again(dtype: 
 def test_only_whole_registers_are_interleaved() -> None:
     shapes = {(64, 3): False, (64, 4): True, (63, 4): False, (192, 2): True}
     assert {shape: can_be_interleaved(drawn(*shape, dtype=torch.float16)) for shape in shapes} == shapes
-    assert can_be_interleaved(drawn(64, 3))
+    assert can_be_interleaved(drawn(64, 3)) and not can_be_interleaved(drawn(64, 4, dtype=torch.float64))

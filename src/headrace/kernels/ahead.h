@@ -1,0 +1,44 @@
+// While a processor computes, memory would rest: what comes next is asked for a little at a time, since only so many lines can
+// be on their way.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace headrace {
+
+constexpr int LINE_BYTES = 64;
+
+// `step` bytes at each step, one after another: no more than four lines.
+struct NextBytes {
+    const char *first;
+    int64_t step;
+
+    // GCC drops calls of what only prefetches, unless it is inlined.
+    [[gnu::always_inline]] void ask_for(int64_t index) const {
+        const char *line = first + index * step;
+        _mm_prefetch(line, _MM_HINT_T0);
+        if (step > LINE_BYTES) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T0);
+        if (step > 2 * LINE_BYTES) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T0);
+        if (step > 3 * LINE_BYTES) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T0);
+    }
+};
+
+// Of two things, with few lines for a step of the second.
+struct NextOfBoth {
+    NextBytes first, second;
+
+    [[gnu::always_inline]] void ask_for(int64_t index) const {
+        first.ask_for(index);
+        _mm_prefetch(second.first + index * second.step, _MM_HINT_T0);
+    }
+};
+
+// The share of one of `number` steps over `count` places, each of which takes `bytes` on.
+inline NextBytes share_of(const void *first, int64_t bytes, int64_t count, int64_t index, int64_t number) {
+    const int64_t step = bytes / number;
+    return {static_cast<const char *>(first) + index * count * step, step};
+}
+
+}  // namespace headrace
