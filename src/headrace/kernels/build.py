@@ -18,6 +18,7 @@ SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp"
 HEADERS = (
     "ahead.h",
     "attention.h",
+    "blocks.h",
     "bytes.h",
     "codes.h",
     "floats.h",

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ahead.h"
+#include "blocks.h"
 #include "bytes.h"
 #include "packed_linear.h"
 #include "packing.h"
@@ -20,7 +21,6 @@ constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in regi
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
 // Inputs of a part that stay in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
 constexpr int FEW_TOKENS = 96, FEW_INPUTS = 128, MANY_INPUTS = 512;
-constexpr int64_t TILES_AT_ONCE = 84;  // their sums stay in the second cache
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -133,16 +133,11 @@ void add_outliers(const Part &part, const std::vector<Outlier> &outliers, float 
 template <int AT_ONCE, bool ARE_FEW, class Element>
 void multiply(const PackedLinear &call) {
     const int64_t padded_inputs = (call.num_inputs + 3) / 4 * 4;
+    const Blocks<BYTE_TILE_TOKENS, AT_ONCE> blocks{call.num_tokens, padded_inputs};
     const int64_t num_parts = num_outputs_at_once<PACKED_OUTPUTS>(call);
-    const int64_t num_tiles = (call.num_tokens + BYTE_TILE_TOKENS - 1) / BYTE_TILE_TOKENS;
-    const int64_t num_turns = (num_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
-    const int64_t num_cuts = (padded_inputs + AT_ONCE - 1) / AT_ONCE;
-    const Scratch<uint8_t> tokens = scratch<uint8_t>(num_cuts * call.num_tokens * AT_ONCE);
+    const Scratch<uint8_t> tokens = scratch<uint8_t>(blocks.num_numbers());
     const Scratch<float> scales = scratch<float>(call.num_tokens);
     std::vector<std::vector<Outlier>> outliers(call.outliers > 0 ? call.num_tokens : 0);
-    const auto numbers_of = [&](const Tile &tile, int64_t cut) {
-        return tokens.get() + (cut * call.num_tokens + tile.first) * AT_ONCE;
-    };
 #pragma omp parallel num_threads(call.num_threads)
     {
         std::vector<float> rest;
@@ -150,48 +145,47 @@ void multiply(const PackedLinear &call) {
         for (int64_t t = 0; t < call.num_tokens; t++) {
             const Element *token = static_cast<const Element *>(call.input) + t * call.num_inputs;
             const auto narrow = [&](const auto *numbers) {
-                return narrow_token<AT_ONCE>(numbers, call.num_inputs, padded_inputs, tokens.get() + t * AT_ONCE,
-                                             call.num_tokens * AT_ONCE);
+                return narrow_token<AT_ONCE>(numbers, call.num_inputs, padded_inputs, tokens.get() + blocks.place(t, 0),
+                                             blocks.place(0, 1));
             };
             scales[t] = outliers.empty()
                             ? narrow(token)
                             : narrow(without_outliers(token, call.num_inputs, call.outliers, outliers[t], rest));
         }
-        const int64_t sums_size = std::min(num_tiles, TILES_AT_ONCE) * BYTE_TILE_TOKENS * PACKED_OUTPUTS;
-        const Scratch<int32_t> sums = scratch<int32_t>(sums_size);
+        const int64_t num_sums = blocks.num_kept() * PACKED_OUTPUTS;
+        const Scratch<int32_t> sums = scratch<int32_t>(num_sums);
         float results[PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < num_parts; index++) {
             const auto outputs = outputs_at<PACKED_OUTPUTS>(call, index);
             const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
-            for (int64_t turn = 0; turn < num_turns; turn++) {
-                const int64_t first = num_tiles * turn / num_turns, stop = num_tiles * (turn + 1) / num_turns;
-                const int64_t first_token = Tile(call.num_tokens, num_tiles, first).first;
-                const int64_t stop_token = Tile(call.num_tokens, num_tiles, stop).first;
-                std::fill_n(sums.get(), sums_size, 0);
-                for (int64_t cut = 0; cut < num_cuts; cut++) {
-                    const int8_t *codes = part.codes + cut * AT_ONCE * PACKED_OUTPUTS;
-                    const int num_inputs = static_cast<int>(std::min<int64_t>(AT_ONCE, padded_inputs - cut * AT_ONCE));
-                    for (int64_t t = first; t < stop; t++) {
-                        const Tile tile(call.num_tokens, num_tiles, t), next(call.num_tokens, num_tiles, std::min(t + 1, stop - 1));
-                        const NextBytes weights =
-                            share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, AT_ONCE / 4, t - first, stop - first);
-                        const auto add = [&](auto behind) {
-                            add_products<AT_ONCE>(codes, tile.count, numbers_of(tile, cut), num_inputs,
-                                                  sums.get() + (tile.first - first_token) * PACKED_OUTPUTS, behind);
-                        };
-                        if constexpr (ARE_FEW)
-                            add(weights);
-                        else
-                            add(NextOfBoth{weights, share_of(numbers_of(next, cut), 4 * next.count, AT_ONCE / 4, 0, 1)});
-                    }
-                }
-                for (int64_t t = first_token; t < stop_token; t++) {
-                    scale_sums(part, sums.get() + (t - first_token) * PACKED_OUTPUTS, scales[t], results);
+            const auto begin = [&] { std::fill_n(sums.get(), num_sums, 0); };
+            const auto add_of = [&](int64_t cut) {
+                const int8_t *codes = part.codes + cut * AT_ONCE * PACKED_OUTPUTS;
+                return [&, codes, cut](const Turn &turn) {
+                    const auto add = [&](auto next) {
+                        add_products<AT_ONCE>(codes, turn.tile.count, tokens.get() + blocks.place(turn.tile.first, cut),
+                                              blocks.inputs_of(cut),
+                                              sums.get() + (turn.tile.first - turn.first_token) * PACKED_OUTPUTS, next);
+                    };
+                    constexpr int STEPS = AT_ONCE / 4;
+                    const NextBytes behind =
+                        share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, STEPS, turn.index, turn.number);
+                    if constexpr (ARE_FEW)
+                        add(behind);
+                    else
+                        add(NextOfBoth{behind, share_of(tokens.get() + blocks.place(turn.next.first, cut), 4 * turn.next.count,
+                                                        STEPS, 0, 1)});
+                };
+            };
+            const auto finish = [&](int64_t first, int64_t stop) {
+                for (int64_t t = first; t < stop; t++) {
+                    scale_sums(part, sums.get() + (t - first) * PACKED_OUTPUTS, scales[t], results);
                     if (!outliers.empty()) add_outliers(part, outliers[t], results);
                     give<Element>(outputs, t, results);
                 }
-            }
+            };
+            blocks.visit(begin, add_of, finish);
         }
     }
 }

@@ -13,9 +13,9 @@ namespace headrace {
 constexpr int INTERLEAVED_OUTPUTS = 64;
 static_assert(INTERLEAVED_OUTPUTS % PANEL_OUTPUTS == 0);
 
-inline void widen(const float *words, float *panel, float) { store(panel, load(words)); }
+inline void widen_words(const float *words, float *panel, float) { store(panel, load(words)); }
 template <class Half>
-void widen(const float *words, float *panel, Half) {
+void widen_words(const float *words, float *panel, Half) {
     const Floats both = load(words);
     store(panel, evens(both, Half()));
     store(panel + PANEL_OUTPUTS, odds(both, Half()));
@@ -34,8 +34,8 @@ class InterleavedWeights {
         for (int k = 0; k < num_inputs; k += PER_WORD)
 #pragma GCC unroll 4
             for (int n = 0; n < PANEL_OUTPUTS; n += LANES)
-                widen(reinterpret_cast<const float *>(first_ + k * INTERLEAVED_OUTPUTS + n * PER_WORD),
-                      panel + k * PANEL_OUTPUTS + n, Element());
+                widen_words(reinterpret_cast<const float *>(first_ + k * INTERLEAVED_OUTPUTS + n * PER_WORD),
+                            panel + k * PANEL_OUTPUTS + n, Element());
     }
     // What tile `tile` of `num_tiles` is to ask for of as many inputs behind the first `num_inputs`.
     NextBytes behind(int num_inputs, int64_t tile, int64_t num_tiles) const {

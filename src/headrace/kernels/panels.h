@@ -16,20 +16,16 @@ constexpr int TILE_TOKENS = 6;
 template <class Element>
 constexpr int inputs_per_word() { return 4 / sizeof(Element); }
 
-// Writes `num_inputs` numbers of each token in fp32, those of the next token AT_ONCE numbers behind.
-template <int AT_ONCE, class Element>
-void widen_tokens(const Element *tokens, int64_t stride, int count, int num_inputs, float *to) {
-    for (int t = 0; t < count; t++) {
-        const Element *from = tokens + t * stride;
-        float *numbers = to + t * AT_ONCE;
-        int k = 0;
-        for (; k + LANES <= num_inputs; k += LANES) store(numbers + k, load(from + k));
-        for (; k < num_inputs; k++) numbers[k] = widened(from[k]);
-    }
+// Writes `count` numbers in fp32.
+template <class Element>
+void widen(const Element *from, int count, float *to) {
+    int k = 0;
+    for (; k + LANES <= count; k += LANES) store(to + k, load(from + k));
+    for (; k < count; k++) to[k] = widened(from[k]);
 }
 
-// Adds the products of tokens, AT_ONCE numbers apart, with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each token, in
-// the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
+// Adds the products of tokens, AT_ONCE numbers apart, with `num_inputs` inputs of a panel to `sums`, PANEL_OUTPUTS of each
+// token, in the order of the inputs: the same for any number of tokens, and wherever the inputs are cut.
 template <int AT_ONCE, class Next>
 inline void add_products(const float *tokens, int count, const float *panel, int num_inputs, float *sums, Next next) {
     with_count<TILE_TOKENS>(count, [&](auto constant) {

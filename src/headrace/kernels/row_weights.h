@@ -44,7 +44,8 @@ struct NextLines {
     template <class Element>
     NextLines(const Element *rows, int64_t stride, int num_inputs, int64_t index, int64_t number)
         : row_bytes(stride * sizeof(Element)) {
-        const int64_t all = num_inputs * sizeof(Element) / LINE_BYTES, each = std::min<int64_t>((all + number - 1) / number, MOST);
+        const int64_t all = num_inputs * sizeof(Element) / LINE_BYTES;
+        const int64_t each = std::min<int64_t>((all + number - 1) / number, MOST);
         first = reinterpret_cast<const char *>(rows) + index * each * LINE_BYTES;
         count = static_cast<int>(std::clamp<int64_t>(all - index * each, 0, each));
     }
