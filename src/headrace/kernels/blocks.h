@@ -8,6 +8,8 @@
 
 namespace headrace {
 
+constexpr int FEW_TOKENS = 96;  // up to here reading weights takes longest, or is to be hidden
+
 // A tile of tokens at some inputs: the `index`th of `number` that come by.
 struct Turn {
     Tile tile, next;  // the last is its own next

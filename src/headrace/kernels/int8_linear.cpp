@@ -20,7 +20,7 @@ namespace {
 constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in registers
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
 // Inputs of a part that stay in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
-constexpr int FEW_TOKENS = 96, FEW_INPUTS = 128, MANY_INPUTS = 512;
+constexpr int FEW_INPUTS = 128, MANY_INPUTS = 512;
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ namespace headrace {
 namespace {
 
 // Inputs of a panel, which stays in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
-constexpr int FEW_TOKENS = 32, FEW_INPUTS = 64, MANY_INPUTS = 128;
+constexpr int FEW_INPUTS = 64, MANY_INPUTS = 128;
 
 template <int AT_ONCE, bool ARE_FEW, class Element, class Weights>
 void multiply(const Linear &call) {
