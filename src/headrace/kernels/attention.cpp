@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "ahead.h"
 #include "codes.h"
 #include "floats.h"
 #include "parties.h"
@@ -112,16 +113,20 @@ struct Rows {
     const Element *at(int key) const { return first + key * stride; }
 };
 
-// The lines of a tile that is needed next; asked for row by row while the one before it is computed.
+// The lines of keys or values that the next visit needs, asked for row by row during the one before: memory takes longer to
+// answer than half a visit does.
 struct Ahead {
     const char *first = nullptr;
     int64_t stride = 0;
     int row_bytes = 0;
 
-    // GCC drops calls of what only prefetches, unless it is inlined.
+    // As NextBytes.
     [[gnu::always_inline]] void ask_for(int row) const {
         if (!first) return;
-        for (int line = 0; line < row_bytes; line += 64) _mm_prefetch(first + row * stride + line, _MM_HINT_T0);
+        for (int line = 0; line < row_bytes; line += LINE_BYTES) _mm_prefetch(first + row * stride + line, _MM_HINT_T1);
+    }
+    [[gnu::always_inline]] void ask_for_all() const {
+        for (int row = 0; row < TILE_KEYS; row++) ask_for(row);
     }
 };
 
@@ -426,7 +431,9 @@ void attend(const Attention &call, const Work &work, Tile &tile) {
     const bool readable_in_place = keys.readable_in_place() && values.readable_in_place();
     Visits visits(*work.party);
     Visit visit, next;
-    for (bool more = visits.next(visit); more; visit = next) {
+    bool more = visits.next(visit);
+    if (more) keys.ahead(visit).ask_for_all(), values.ahead(visit).ask_for_all();
+    for (; more; visit = next) {
         more = visits.next(next);
         const Queries queries{visit.first_token * work.heads(), visit.stop_token * work.heads()};
         const bool many = queries.stop - queries.first >= MANY_QUERIES;
@@ -434,12 +441,13 @@ void attend(const Attention &call, const Work &work, Tile &tile) {
             if (many)
                 score_turned(tile, queries, turned(rows, tile.key_width, tile.turned_keys));
             else
-                score(tile, queries, rows, values.ahead(visit));
+                score(tile, queries, rows, more ? keys.ahead(next) : Ahead{});
         });
         weigh(call, work, visit, tile, queries);
         const bool in_place = readable_in_place && (!many || sizeof(Element) == sizeof(float));
         with_rows(values, visit, in_place, tile.values, tile.value_width, [&](auto rows) {
-            add_all_values(tile, queries, rows, visit.stop, more ? keys.ahead(next) : Ahead{});
+            const Ahead ahead = !more ? Ahead{} : many ? keys.ahead(next) : values.ahead(next);
+            add_all_values(tile, queries, rows, visit.stop, ahead);
         });
     }
 }
