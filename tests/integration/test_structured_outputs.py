@@ -302,8 +302,8 @@ def test_masks_are_reckoned_in_threads_beside_the_sweeps(demo_model: str, tmp_pa
     events = json.loads(file.read_text())
     tracks = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     masks = [tracks[event["tid"]] for event in events if event["name"] == "mask"]
-    # One that both answers begin with, and one after each of their tokens; those after the last ones nobody waits for.
-    assert len(masks) == 1 + sum(map(len, tokens_of(output)))
+    # One that both answers begin with, and one after each of their tokens but the last.
+    assert len(masks) == 1 + sum(len(token_ids) - 1 for token_ids in tokens_of(output))
     assert {name.partition("_")[0] for name in masks} == {"guide"}
 
 

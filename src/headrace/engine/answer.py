@@ -112,7 +112,11 @@ class Answer:
         if token.logprob is not None:
             self._logprobs.append(token.logprob)
         is_end_token = ended_by == "stop"
-        is_complete = self._guide is not None and not is_end_token and self._guide.accept(token.token_id)
+        is_complete = (
+            self._guide is not None
+            and not is_end_token
+            and self._guide.accept(token.token_id, is_last=ended_by is not None)
+        )
         reason: FinishReason | None = "stop" if is_complete else ended_by
         piece = "" if is_end_token else self._detokenizer.push(token.token_id)
         if reason is not None:

@@ -181,16 +181,17 @@ class Guide:
         self._ends = ends
         self._num_tokens = num_tokens
 
-    def accept(self, token_id: int) -> bool:
-        """Takes the next token, one that was allowed and ends nothing; returns whether the text is now complete.
+    def accept(self, token_id: int, *, is_last: bool) -> bool:
+        """Takes the next token, one that was allowed and is no end token; returns whether the text is now complete.
 
-        It is when nothing but the end can follow. Otherwise the next mask is begun.
+        It is when nothing but the end can follow. Otherwise the next mask is begun, unless this is the last token.
         """
         self._mask.result()  # the matcher is with a thread until then; the sampler has waited for it before
         self._matcher.consume_token(token_id)
         if self._matcher.is_stopped() and not self._matcher.is_error():
             return True
-        self._mask = self._guidance.begin_mask(self._matcher)
+        if not is_last:
+            self._mask = self._guidance.begin_mask(self._matcher)
         return False
 
     def allowed(self) -> npt.NDArray[np.bool_]:

@@ -104,7 +104,7 @@ def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: s
 
 
 @pytest.mark.parametrize("name", usable())
-@pytest.mark.parametrize("num_tokens", [1, 6, 7, 20, 33, 70])
+@pytest.mark.parametrize("num_tokens", [1, 6, 7, 20, 33, 70, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_interleaved_weights_give_the_same_bits(name: str, num_tokens: int, dtype: torch.dtype) -> None:
     tokens, weight, bias = drawn(num_tokens, 202, dtype=dtype), drawn(192, 202, dtype=dtype), drawn(192, dtype=dtype)
