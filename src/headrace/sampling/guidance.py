@@ -181,7 +181,7 @@ class Guide:
         self._ends = ends
         self._num_tokens = num_tokens
 
-    def accept(self, token_id: int, *, is_last: bool) -> bool:
+    def accept(self, token_id: int, *, is_last: bool = False) -> bool:
         """Takes the next token, one that was allowed and is no end token; returns whether the text is now complete.
 
         It is when nothing but the end can follow. Otherwise the next mask is begun, unless this is the last token.
