@@ -36,7 +36,7 @@ from headrace.engine.tiers import Tiers, open_tiers
 from headrace.errors import BudgetError
 from headrace.executor.activations import ActivationsBelow
 from headrace.executor.contexts import ContextBuilder
-from headrace.executor.executor import Executor
+from headrace.executor.executor import Executor, nothing
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.block_bytes import BlockBytes
@@ -246,6 +246,7 @@ def _assemble(
         filling_tokens=sys.maxsize if filling is None else filling.num_tokens,
     )
     scheduler, speed = Scheduler(cache, limits), SweepSpeed()
+    governor = Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes)
     if tiers.device.type == "cpu" and not below.layers:
         moving = KVMoving(cache=cache, blocks=BlockBytes(pools, len(plan.num_blocks)), tiers=tiers, speed=speed)
         placed.moves = moving
@@ -262,11 +263,13 @@ def _assemble(
         schedule=sweep_steps if options.overlap else serial_steps,
         trace=tiers.trace,
         products=multiplying,
+        # Where all weights stay, a layer of a few rows is done in a fraction of a millisecond.
+        relieve=nothing if placed.streams is None else governor.relieve,
     )
     return Engine(
         scheduler=scheduler,
         executor=executor,
-        governor=Governor(budget=tiers.host_budget, measure=tiers.host_resident_bytes),
+        governor=governor,
         tokenizer=tokenizer,
         guidance=Guidance(
             tokenizer,

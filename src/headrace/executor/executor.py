@@ -43,6 +43,10 @@ Schedule = Callable[[Sequence[Point], int], Iterator[Step]]
 """(points of the model, number of micro-batches) -> the steps of a sweep."""
 
 
+def nothing() -> None:
+    """Relieves no memory."""
+
+
 def token_ids(sampled: Sampled) -> dict[int, list[int]]:
     """Returns the ids of the tokens that follow, by sequence."""
     return {sequence: [token.token_id for token in tokens] for sequence, tokens in sampled.items()}
@@ -58,6 +62,7 @@ class Executor:
     Attributes:
         points: where the micro-batches wait, in order.
         products: entered while forwards run; see `headrace.models.products`.
+        relieve: called between layers; gives back memory that is not needed.
     """
 
     model: EngineModel
@@ -71,6 +76,7 @@ class Executor:
     schedule: Schedule = field(default=sweep_steps)
     trace: Trace = field(default_factory=NoTrace)
     products: AbstractContextManager[object] = field(default_factory=nullcontext)
+    relieve: Callable[[], None] = field(default=nothing)
 
     def run(self, sweep: Sweep, sampler: Sampler) -> Sampled:
         """Returns the tokens that follow each sampling chunk, by sequence.
@@ -144,6 +150,7 @@ class Executor:
                 self.experts.drop(point.layer)
             case Drop(point):
                 self.weights.drop(point)
+                self.relieve()
 
 
 def _label(step: Step) -> tuple[str, str]:

@@ -29,12 +29,23 @@ class Governor:
 
     def pressed(self) -> bool:
         """Whether the process uses notably more than its budget, after what it does not need was given back."""
-        most = PRESSURE * self.budget.limit_bytes
         for release in (release_freed_memory, release_code_pages):
-            if self.measure() <= most:
+            if not self._is_above():
                 return False
             release()
-        return self.measure() > most
+        return self._is_above()
+
+    def relieve(self) -> None:
+        """Gives freed memory back where the process uses notably more than its budget; looking takes some 0.1 ms.
+
+        Buffers of micro-batches of different sizes leave gaps that none of the next ones fits into, more in every
+        layer: 40 MiB where 13 were in use.
+        """
+        if self._is_above():
+            release_freed_memory()
+
+    def _is_above(self) -> bool:
+        return self.measure() > PRESSURE * self.budget.limit_bytes
 
     def check(self) -> None:
         """Raises BudgetError where use is above the budget beyond the tolerance: nothing is left to shrink."""

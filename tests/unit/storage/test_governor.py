@@ -28,6 +28,15 @@ def test_memory_that_can_be_given_back_is_no_pressure() -> None:
     assert not governor(1100, 1090, 1000).pressed()
 
 
+def test_freed_memory_is_given_back_only_where_use_is_above_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = []
+    monkeypatch.setattr("headrace.storage.governor.release_freed_memory", lambda: released.append(True))
+    governor(int(1000 * PRESSURE)).relieve()
+    assert not released
+    governor(int(1000 * PRESSURE) + 1).relieve()
+    assert released == [True]
+
+
 def test_more_than_the_budget_that_stays_is_pressure() -> None:
     assert governor(1100, 1090, 1080).pressed()
 
