@@ -4,7 +4,8 @@
     python -m benchmarks.attention --dtype bfloat16 --repeats 9
     python -m benchmarks.attention --kv-cache-dtype int8
 
-Decoding rows are measured in bytes of keys and values per second, beside a plain read of as many bytes; prompts in
+Decoding rows are measured in bytes of keys and values per second, beside a plain read of as many bytes; both over
+several layers one after another, as in a sweep, so that caches hold nothing of what comes next. Prompts are measured in
 operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
 without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
 one batch. All take turns. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
@@ -30,13 +31,17 @@ from benchmarks.machine import provenance
 from benchmarks.reporting import keep
 from headrace.attention.grouped import GroupedAttention
 from headrace.attention.paged import PagedAttention
-from headrace.attention.ragged import Integers, KVPages, RaggedLayout
+from headrace.attention.ragged import AttentionBackend, Integers, KVPages, RaggedLayout
 from headrace.attention.rule import AttentionRule
 from headrace.compression.kv_codec import KV_CODECS, KVCodec
 from headrace.compression.kv_codes import encode
 from headrace.kernels.library import load, usable
+from headrace.storage.zero_pages import zero_pages
 
 BLOCK_TOKENS = 32
+COLD_BYTES = 600 * 10**6
+"""Twice the third cache of large processors."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class Case:
         pairs = self.num_rows * sum(range(self.context - self.num_queries + 1, self.context + 1))
         return 4 * pairs * self.num_heads * self.width
 
+
+Way = Callable[[], object]
 
 CASES = [
     Case(num_heads=32, num_kv_heads=8, width=64, num_rows=64, context=512, num_queries=1),
@@ -98,28 +105,32 @@ def main() -> None:
 
 def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int) -> dict[str, float]:
     num_blocks = case.num_rows * -(-case.context // BLOCK_TOKENS)
-    pages = _pages(case, num_blocks, dtype, codec)
+    first = _pages(case, num_blocks, dtype, codec)
+    assert first.values is not None
+    kv_bytes = case.num_rows * case.context * (first.keys.nbytes + first.values.nbytes) // (num_blocks * BLOCK_TOKENS)
+    num_layers = -(-COLD_BYTES // kv_bytes) if case.num_queries == 1 else 1
+    layers = [first, *(_pages(case, num_blocks, dtype, codec) for _ in range(num_layers - 1))]
     table = np.random.default_rng(0).permutation(num_blocks).reshape(case.num_rows, -1)
     apart, layout = _layout(case, table), _layout(case, _with_shared_blocks(case, table))
     query = torch.randn(case.num_rows * case.num_queries, case.num_heads, case.width).to(dtype)
     rule = AttentionRule(scale=case.width**-0.5)
-    ways: dict[str, Callable[[], object]] = {
-        name: lambda name=name: PagedAttention(load(name)).attend(query, pages, layout, rule) for name in usable()
-    }
+
+    def over_layers(attention: AttentionBackend, layout: RaggedLayout) -> Way:
+        return lambda: [attention.attend(query, pages, layout, rule) for pages in layers]
+
+    ways: dict[str, Way] = {name: over_layers(PagedAttention(load(name)), layout) for name in usable()}
     if case.shared and usable():
-        ways["apart"] = lambda: PagedAttention(load(usable()[0])).attend(query, pages, apart, rule)
-    ways["torch"] = lambda: GroupedAttention().attend(query, pages, layout, rule)
-    ways["sdpa"] = _sdpa(case, dtype)
-    assert pages.values is not None
-    kv_bytes = case.num_rows * case.context * (pages.keys.nbytes + pages.values.nbytes) // (num_blocks * BLOCK_TOKENS)
-    ways["limit"] = _read(kv_bytes) if case.num_queries == 1 else _multiply(case)
+        ways["apart"] = over_layers(PagedAttention(load(usable()[0])), apart)
+    ways["torch"] = over_layers(GroupedAttention(), layout)
+    ways["sdpa"] = _sdpa(case, dtype, num_layers)
+    ways["limit"] = _read(kv_bytes, num_layers) if case.num_queries == 1 else _multiply(case)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(repeats + 1):
         for name, way in ways.items():
             begin = time.perf_counter()
             way()
             if round_:  # the first brings in code and pages
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append((time.perf_counter() - begin) / num_layers)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     work = dict.fromkeys(ways, kv_bytes if case.num_queries == 1 else case.num_operations)
     if case.num_queries == 1:
@@ -151,26 +162,34 @@ def _with_shared_blocks(case: Case, table: Integers) -> Integers:
 
 def _pages(case: Case, num_blocks: int, dtype: torch.dtype, codec: KVCodec | None) -> KVPages:
     places = (num_blocks, case.num_kv_heads, BLOCK_TOKENS, case.width)
-    keys, values = (torch.randn(places).to(dtype) for _ in range(2))
-    if codec is not None:
-        keys, values = encode(keys, codec), encode(values, codec)
+    keys, values = (_filled(torch.randn(places).to(dtype), codec) for _ in range(2))
     return KVPages(keys=keys, values=values, value_width=case.width, codec=codec)
 
 
-def _sdpa(case: Case, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _filled(numbers: Tensor, codec: KVCodec | None) -> Tensor:
+    """In memory as the KV cache has it."""
+    numbers = numbers if codec is None else encode(numbers, codec)
+    return zero_pages(tuple(numbers.shape), numbers.dtype, CPU).copy_(numbers)
+
+
+def _sdpa(case: Case, dtype: torch.dtype, num_layers: int) -> Way:
     query = torch.randn(case.num_rows, case.num_heads, case.num_queries, case.width).to(dtype)
-    keys, values = (torch.randn(case.num_rows, case.num_kv_heads, case.context, case.width).to(dtype) for _ in range(2))
-    return lambda: torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, is_causal=case.num_queries > 1, enable_gqa=case.num_heads != case.num_kv_heads
-    )
+    shape = (num_layers, case.num_rows, case.num_kv_heads, case.context, case.width)
+    keys, values = (torch.randn(shape).to(dtype) for _ in range(2))
+    return lambda: [
+        torch.nn.functional.scaled_dot_product_attention(
+            query, *of_layer, is_causal=case.num_queries > 1, enable_gqa=case.num_heads != case.num_kv_heads
+        )
+        for of_layer in zip(keys, values, strict=True)
+    ]
 
 
-def _read(num_bytes: int) -> Callable[[], Tensor]:
-    numbers = torch.ones(num_bytes // 8, dtype=torch.int64)
-    return numbers.sum
+def _read(num_bytes: int, num_layers: int) -> Way:
+    layers = zero_pages((num_layers, num_bytes // 8), torch.int64, CPU).fill_(1)
+    return lambda: [layer.sum() for layer in layers]
 
 
-def _multiply(case: Case) -> Callable[[], Tensor]:
+def _multiply(case: Case) -> Way:
     """As many operations as attention has, in one product."""
     width = round((case.num_operations / 2) ** (1 / 3))
     left, right = torch.randn(width, width), torch.randn(width, width)

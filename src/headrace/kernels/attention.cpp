@@ -202,14 +202,16 @@ void with_rows(const Paged<Element> &paged, const Visit &visit, bool in_place, f
 
 // ---- scores of few queries: a register has numbers of one key -------------------------------------------------------
 
-// Products of QUERIES queries and KEYS keys, as many pairs as a register has lanes, in the order (query, key).
+// Products of QUERIES queries and KEYS keys, as many pairs as a register has lanes, in the order (query, key). On the way
+// as many keys are asked for.
 template <int QUERIES, int KEYS, class Element>
-Floats products(const float *queries, int width, Rows<Element> keys, int k) {
+Floats products(const float *queries, int width, Rows<Element> keys, int k, Ahead ahead) {
     static_assert(QUERIES * KEYS == LANES, "as many pairs as lanes");
     Floats pairs[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) pairs[i] = zeros();
     for (int d = 0; d < width; d += LANES) {
+        for (int i = d / LANES; i < KEYS; i += width / LANES) ahead.ask_for(k + i);
         Floats key[KEYS];
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; i++) key[i] = load(keys.at(k + i) + d);
@@ -227,21 +229,16 @@ template <class Element>
 void score(Tile &tile, Queries queries, Rows<Element> keys, Ahead ahead) {
     const int width = tile.key_width;
     int q = queries.first;
-    for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK)
+    for (; q + QUERY_BLOCK <= queries.stop; q += QUERY_BLOCK, ahead = {})
         for (int k = 0; k < TILE_KEYS; k += 4) {
-            if (q == queries.first)
-                for (int i = 0; i < 4; i++) ahead.ask_for(k + i);
             float scored[LANES];
-            store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * width, width, keys, k));
+            store(scored, products<QUERY_BLOCK, 4>(tile.queries + q * width, width, keys, k, ahead));
             for (int i = 0; i < QUERY_BLOCK; i++)
                 std::memcpy(tile.scores + (q + i) * TILE_KEYS + k, scored + 4 * i, 4 * sizeof(float));
         }
-    for (; q < queries.stop; q++)
-        for (int k = 0; k < TILE_KEYS; k += LANES) {
-            if (q == queries.first)
-                for (int i = 0; i < LANES; i++) ahead.ask_for(k + i);
-            store(tile.scores + q * TILE_KEYS + k, products<1, LANES>(tile.queries + q * width, width, keys, k));
-        }
+    for (; q < queries.stop; q++, ahead = {})
+        for (int k = 0; k < TILE_KEYS; k += LANES)
+            store(tile.scores + q * TILE_KEYS + k, products<1, LANES>(tile.queries + q * width, width, keys, k, ahead));
 }
 
 // ---- scores of many queries: a register has one number of many keys -------------------------------------------------
@@ -404,13 +401,13 @@ void add_values(Tile &tile, Rows<Element> values, int q, int v, int stop, Ahead 
             store(tile.results + (q + i) * tile.value_width + v + j * LANES, results[i][j]);
 }
 
+// As many registers at a time as there are accumulators for, then half as many: one after another their sums would wait.
 template <int QUERIES, int VECTORS, class Element>
-void add_values_of(Tile &tile, Rows<Element> values, int q, int stop, Ahead ahead) {
-    int v = 0;
+void add_values_of(Tile &tile, Rows<Element> values, int q, int stop, Ahead ahead, int v = 0) {
     for (; v + VECTORS * LANES <= tile.value_width; v += VECTORS * LANES)
         add_values<QUERIES, VECTORS>(tile, values, q, v, stop, v ? Ahead{} : ahead);
-    for (; v < tile.value_width; v += LANES)
-        add_values<QUERIES, 1>(tile, values, q, v, stop, v ? Ahead{} : ahead);
+    if constexpr (VECTORS > 1)
+        if (v < tile.value_width) add_values_of<QUERIES, VECTORS / 2>(tile, values, q, stop, ahead, v);
 }
 
 template <class Element>

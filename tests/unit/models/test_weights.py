@@ -13,7 +13,9 @@ from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.errors import BudgetError, CorruptCheckpointError
 from headrace.models.skeleton import build_skeleton
 from headrace.models.weight_map import build_random_weight_map, build_weight_map
-from headrace.models.weights import WeightLoader, move_buffers
+from headrace.models.weights import WeightLoader, allocate_on, move_buffers
+from headrace.storage.aligned import HUGE_PAGE_BYTES
+from tests.memory_maps import HAS_HUGE_PAGES, vm_flags
 from tests.tiny_configs import TINY_CONFIGS
 from tests.tiny_models import make_tiny_model, save_tiny
 
@@ -146,6 +148,14 @@ def test_every_byte_of_a_parameter_comes_from_the_allocator(tmp_path: Path) -> N
         loader.load_all()
     assert sum(tensor.nbytes for tensor in made) == weight_map.num_bytes
     assert {tensor.data_ptr() for tensor in made} == {parameter.data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages here")
+def test_large_weights_ask_for_huge_pages_and_small_ones_do_not() -> None:
+    allocate = allocate_on(torch.device("cpu"))
+    large, small = allocate((HUGE_PAGE_BYTES // 2,), torch.bfloat16), allocate((64,), torch.bfloat16)
+    assert "hg" in vm_flags(large.data_ptr()) and "hg" not in vm_flags(small.data_ptr())
+    assert large.shape == (HUGE_PAGE_BYTES // 2,) and large.fill_(1).sum() == HUGE_PAGE_BYTES // 2
 
 
 def test_released_memory_is_free(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
-from headrace.storage.aligned import PAGE_BYTES, AlignedBuffer, pages_above, pages_below
+from headrace.storage.aligned import HUGE_PAGE_BYTES, PAGE_BYTES, AlignedBuffer, pages_above, pages_below
+from tests.memory_maps import HAS_HUGE_PAGES, vm_flags
 
 
 def test_page_borders() -> None:
@@ -30,3 +34,11 @@ def test_tensors_look_at_the_buffer_itself() -> None:
 def test_a_tensor_of_no_numbers_needs_no_bytes() -> None:
     with AlignedBuffer(0) as buffer:
         assert buffer.tensor(0, (0, 4), torch.float32).shape == (0, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how memory is mapped")
+def test_memory_is_the_processs_own_and_asks_for_huge_pages() -> None:
+    buffer = AlignedBuffer(3 * HUGE_PAGE_BYTES)
+    flags = vm_flags(buffer.tensor(0, (1,), torch.uint8).data_ptr())
+    assert "sh" not in flags
+    assert "hg" in flags or not HAS_HUGE_PAGES
