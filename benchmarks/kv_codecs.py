@@ -17,14 +17,16 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.beyond_cases import CASES
 from benchmarks.dummy_model import make_model
 from benchmarks.machine import provenance
 from benchmarks.processes import Figures, measure_in_process
 from benchmarks.reporting import give, say
+from headrace.engine.options import KVCacheDtype, Quantization
 
-SYSTEMS = ("auto", "int8", "int4")
+SYSTEMS: tuple[str, ...] = get_args(KVCacheDtype)
 _SETTINGS = ("rows", "prompt_tokens", "new_tokens", "passes", "dtype", "quantization")
 _FIGURES = (
     "generated_tokens_per_second",
@@ -39,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default="1b", help="whose shape the model has (default: 1b)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int8-outliers", "int4"))
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=992)
     parser.add_argument("--new-tokens", type=int, default=32)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from benchmarks.llama_shape import LlamaShape
 from benchmarks.machine import provenance
 from benchmarks.reporting import give
 from headrace import LLM, SamplingParams
+from headrace.engine.options import Quantization
 from headrace.executor.executor import Executor, Sampled, Sampler
 from headrace.scheduler.sweep import Chunk, Sweep
 
@@ -76,7 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int8-outliers", "int4"))
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
     parser.add_argument("--work", type=Path, help="folder for the models, which stay there; else a temporary one")
     parser.add_argument("--output", type=Path, help="also write the result there, as JSON")
     args = parser.parse_args()

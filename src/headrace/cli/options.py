@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from headrace.cli.flexgen import add_flexgen_options, flexgen_options
 from headrace.cli.parsing import whole_number
+from headrace.engine.options import KVCacheDtype, Quantization
 from headrace.errors import OptionError, RequestError
 from headrace.units import parse_bytes, parse_rate
 
@@ -60,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, speculates: bool = Tru
     )
     group.add_argument(
         "--quantization",
-        choices=("none", "int8", "int8-outliers", "int4"),
+        choices=get_args(Quantization),
         default="none",
         help="linear layers in 8 bits (weights and tokens; -outliers: but for large numbers) or 4 (default: none)",
     )
@@ -104,7 +105,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, speculates: bool = Tru
     group.add_argument(
         "--kv-cache-dtype",
         default="auto",
-        choices=("auto", "int8", "int4"),
+        choices=get_args(KVCacheDtype),
         help="keep keys and values in codes of 8 or 4 bits, in about half or a quarter of the memory of bfloat16; "
         "answers differ (default: auto, the type that the model runs in)",
     )
