@@ -13,7 +13,7 @@ _CODE_TYPES = {8: 3, 4: 4}
 
 def is_known(tensor: torch.Tensor) -> bool:
     """Whether the library reads a tensor: on the CPU, of one of `TYPES`, the numbers of a row side by side."""
-    return tensor.device.type == "cpu" and tensor.dtype in TYPES and tensor.stride(-1) == 1
+    return tensor.is_cpu and tensor.dtype in TYPES and tensor.stride(-1) == 1
 
 
 def page_type(pages: torch.Tensor, code_bits: int | None) -> int:

@@ -123,29 +123,32 @@ def _rotate(
     """What transformers' function, `own`, does with queries and keys (1, H, T, W) and angles (1, T, W)."""
     found = library()
     with DisableTorchFunction():
-        if found is None or unsqueeze_dim != 1 or not all(_can_be_rotated(numbers, cos, sin) for numbers in (q, k)):
+        are_angles_known = unsqueeze_dim == 1 and cos.shape == sin.shape and cos.shape[0] == 1 and _are_known(cos, sin)
+        if found is None or not (are_angles_known and _can_be_rotated(q, cos) and _can_be_rotated(k, cos)):
             return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         queries, keys = (rotated(found, numbers[0].transpose(0, 1), cos[0], sin[0]) for numbers in (q, k))
         return queries.transpose(0, 1)[None], keys.transpose(0, 1)[None]
 
 
-def _can_be_rotated(numbers: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    angles_shape = (1, numbers.shape[2], numbers.shape[3])
+def _can_be_rotated(numbers: Tensor, cos: Tensor) -> bool:
     return (
-        numbers.dim() == 4
-        and len(numbers) == 1
-        and cos.shape == sin.shape == angles_shape
-        and numbers.stride(-1) == 1
+        is_known(numbers)
         and numbers.dtype is cos.dtype
-        and numbers.device.type == "cpu"
-        and _are_known(cos, sin)
+        and numbers.dim() == 4
+        and numbers.shape[0] == 1
+        and numbers.shape[2:] == cos.shape[1:]
     )
 
 
-def _are_known(*tensors: Tensor) -> bool:
-    """Whether the library goes through them together."""
-    dtype = tensors[0].dtype
-    return all(is_known(tensor) and tensor.dtype is dtype and tensor.is_contiguous() for tensor in tensors)
+def _are_known(first: Tensor, second: Tensor) -> bool:
+    """Whether the library goes through both together."""
+    return (
+        is_known(first)
+        and second.is_cpu
+        and first.dtype is second.dtype
+        and first.is_contiguous()
+        and second.is_contiguous()
+    )
 
 
 @cache
