@@ -30,8 +30,8 @@ verify: $(READY) ## Run everything, slow suites included, and write docs/verifie
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest $(PARALLEL) --thorough --junitxml=build/verify.xml --figures=build/figures.json
 	@$(MAKE) --no-print-directory demo >build/demo.txt || { cat build/demo.txt; exit 1; }
-	@$(BIN)/python scripts/write_models_page.py --junit build/verify.xml
 	@$(BIN)/python scripts/write_verified.py --junit build/verify.xml --figures build/figures.json --demo build/demo.txt
+	@$(BIN)/python scripts/write_models_page.py --junit build/verify.xml
 
 models: $(READY) ## Run every architecture against transformers, and write docs/models.md
 	@mkdir -p build
