@@ -63,9 +63,8 @@ def linear(
     )
     outputs = []
     for place, (weight, bias) in zip(call.weights, weights, strict=False):
-        num_outputs = weight.shape[0] * (
-            INTERLEAVED_OUTPUTS if are_interleaved else 1
-        )  # len() takes four times as long
+        # len() of a tensor takes four times as long as a look at its shape.
+        num_outputs = weight.shape[0] * (INTERLEAVED_OUTPUTS if are_interleaved else 1)
         output = tokens.new_empty(num_tokens, num_outputs)
         place.weight, place.stride = weight.data_ptr(), weight.stride(0)
         place.output, place.num_outputs = output.data_ptr(), num_outputs
