@@ -87,7 +87,11 @@ def main() -> int:
 
 
 class Rows:
-    """What is answered: random tokens, as many rows as run at a time; or GSM8K, always all of it."""
+    """What is answered: as many rows as run at a time, of random tokens or of GSM8K.
+
+    Of GSM8K systems with continuous batching answer all questions, those with static batches one batch of them: their
+    rate is the same for all, which would take an hour.
+    """
 
     def __init__(self, workload: str, vocab_size: int, data: Path) -> None:
         self._vocab_size = vocab_size
@@ -99,18 +103,17 @@ class Rows:
             self._prompt_tokens, self._new_tokens = map(int, workload.split("/"))
 
     def for_trial(self, name: str, batch_sizes: Sequence[int]) -> Batches:
-        """Returns what a system's best setting is found with: of GSM8K one static batch of each size."""
-        questions = self._questions
-        if questions is None:
+        """Returns what a system's best setting is found with."""
+        if self._questions is None:
             return self.at(batch_sizes)
         if SYSTEMS[name].static:
-            return {size: Workload(name=_GSM8K, rows=questions.rows[:size]) for size in batch_sizes if size > 1}
-        return {len(questions.rows): questions}
+            return self.at([size for size in batch_sizes if size > 1])
+        return self.at([len(self._questions.rows)])
 
     def at(self, batch_sizes: Sequence[int]) -> Batches:
         """Returns the rows of each batch size: the same in every process, and in one process no two alike."""
         if self._questions is not None:
-            return dict.fromkeys(batch_sizes, self._questions)
+            return {size: Workload(name=_GSM8K, rows=self._questions.rows[:size]) for size in batch_sizes}
         return {
             size: random_tokens(
                 self._vocab_size,

@@ -46,11 +46,11 @@ class PackedLinear(nn.Module):
         (output,) = multiply(input, [self])
         return output
 
-    def multiply_unpacked(self, tokens: Tensor) -> Tensor:
-        """(T, inputs) -> (T, outputs), anywhere."""
+    def multiply_unpacked(self, input: Tensor) -> Tensor:
+        """Does so anywhere."""
         weight = self.codec.decode(self.weight, self.num_outputs, self.in_features)
         bias = None if self.bias is None else self.bias.float()
-        return nn.functional.linear(rounded_tokens(tokens, self.codec), weight, bias).to(tokens.dtype)
+        return nn.functional.linear(rounded_tokens(input, self.codec), weight, bias).to(input.dtype)
 
     def extra_repr(self) -> str:
         """As torch's own modules describe themselves."""
@@ -61,19 +61,16 @@ def multiply(input: Tensor, layers: Sequence[PackedLinear]) -> list[Tensor]:
     """Returns what each of `layers`, of one codec and one number of inputs, makes of (..., inputs), in one go."""
     codec, found = layers[0].codec, library()
     with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
-        tokens = input.reshape(-1, layers[0].in_features).contiguous()
-        if found is None or tokens.device.type != "cpu" or tokens.dtype not in TYPES:
-            outputs = [layer.multiply_unpacked(tokens) for layer in layers]
-        else:
-            weights = [PackedWeight(layer.weight, layer.bias, layer.num_outputs) for layer in layers]
-            match codec:
-                case Int8Codec(outliers=outliers):
-                    outputs = int8_linear(found, tokens, weights, outliers)
-                case Int4Codec(group_size=group_size):
-                    outputs = int4_linear(found, tokens, weights, group_size)
-                case _:
-                    raise AssertionError(f"no product for {codec.name}")
-        return [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
+        if found is None or input.device.type != "cpu" or input.dtype not in TYPES:
+            return [layer.multiply_unpacked(input) for layer in layers]
+        weights = [PackedWeight(layer.weight, layer.bias, layer.num_outputs) for layer in layers]
+        match codec:
+            case Int8Codec(outliers=outliers):
+                return int8_linear(found, input, weights, outliers)
+            case Int4Codec(group_size=group_size):
+                return int4_linear(found, input, weights, group_size)
+            case _:
+                raise AssertionError(f"no product for {codec.name}")
 
 
 def rounded_tokens(tokens: Tensor, codec: WeightCodec) -> Tensor:

@@ -109,8 +109,9 @@ template <class Element>
 struct Rows {
     const Element *first;
     int64_t stride;
+    int width;
 
-    const Element *at(int key) const { return first + key * stride; }
+    Floats load(int key, int d) const { return numbers(first + key * stride, width, d); }
 };
 
 // The lines of keys or values that the next visit needs, asked for row by row during the one before: memory takes longer to
@@ -156,9 +157,11 @@ struct Paged {
     }
     // Whether a tile is one piece of a page.
     bool whole_tiles() const { return block_tokens % TILE_KEYS == 0; }
-    // Whether its rows are numbers that fill whole registers.
-    bool readable_in_place() const { return !CODED<Element> && whole_tiles() && width % LANES == 0; }
-    Rows<Element> in_place(const Visit &visit) const { return {at(visit.row, visit.tile), strides[2]}; }
+    // Whether its rows fill whole registers, and are one record each where they are codes.
+    bool readable_in_place() const {
+        return whole_tiles() && width % LANES == 0 && (border == width || !CODED<Element>);
+    }
+    Rows<Element> in_place(const Visit &visit) const { return {at(visit.row, visit.tile), strides[2], width}; }
     Ahead ahead(const Visit &visit) const {
         if (!whole_tiles()) return {};
         const int64_t size = sizeof(Element);
@@ -172,7 +175,7 @@ struct Paged {
             widen_row(row, border, target);
             if (border < width) widen_row(row + Stored<Element>::elements(border), width - border, target + border);
         }
-        return {to, row_width};
+        return {to, row_width, width};
     }
 };
 
@@ -183,7 +186,7 @@ const float *turned(Rows<Element> keys, int width, float *to) {
         for (int d = 0; d < width; d += LANES) {
             Floats square[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) square[i] = load(keys.at(k + i) + d);
+            for (int i = 0; i < LANES; i++) square[i] = keys.load(k + i, d);
             transpose(square);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) store(to + (d + i) * TILE_KEYS + k, square[i]);
@@ -194,9 +197,7 @@ const float *turned(Rows<Element> keys, int width, float *to) {
 // Gives `use` the keys or values of a visit: where they lie, or widened.
 template <class Element, class Use>
 void with_rows(const Paged<Element> &paged, const Visit &visit, bool in_place, float *to, int row_width, Use use) {
-    if constexpr (!CODED<Element>) {
-        if (in_place) return use(paged.in_place(visit));
-    }
+    if (in_place) return use(paged.in_place(visit));
     use(paged.widened(visit, to, row_width));
 }
 
@@ -214,7 +215,7 @@ Floats products(const float *queries, int width, Rows<Element> keys, int k, Ahea
         for (int i = d / LANES; i < KEYS; i += width / LANES) ahead.ask_for(k + i);
         Floats key[KEYS];
 #pragma GCC unroll 16
-        for (int i = 0; i < KEYS; i++) key[i] = load(keys.at(k + i) + d);
+        for (int i = 0; i < KEYS; i++) key[i] = keys.load(k + i, d);
 #pragma GCC unroll 16
         for (int q = 0; q < QUERIES; q++) {
             Floats query = load(queries + q * width + d);
@@ -386,7 +387,7 @@ void add_values(Tile &tile, Rows<Element> values, int q, int v, int stop, Ahead 
         ahead.ask_for(k);
         Floats value[VECTORS];
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; j++) value[j] = load(values.at(k) + v + j * LANES);
+        for (int j = 0; j < VECTORS; j++) value[j] = values.load(k, v + j * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < QUERIES; i++) {
             Floats weight = every(tile.scores[(q + i) * TILE_KEYS + k]);

@@ -69,41 +69,36 @@ inline Floats load(const Code<4> *p) {
 inline float code(const Code<8> *record, int d) { return record[d].byte; }
 inline float code(const Code<4> *record, int d) { return record[d / 2].byte >> 4 * (d % 2) & 15; }
 
-// What the codes of a group stand between.
-struct Ends {
-    float scale, minimum;
+// Of `width` numbers as they lie in a page a register full from number `d` on, which LANES divides.
+template <class Element>
+Floats numbers(const Element *from, int, int d) {
+    return load(from + d);
+}
+template <int BITS>
+Floats numbers(const Code<BITS> *record, int width, int d) {
+    static_assert(GROUP_NUMBERS % LANES == 0, "a register is of one group");
+    const auto [scale, minimum] = every_of_two(record + code_bytes<BITS>(width) + d / GROUP_NUMBERS * ENDS_BYTES);
+    return fma(load(record + d * BITS / 8), scale, minimum);
+}
 
-    explicit Ends(const void *at) {
-        bfloat16 pair[2];
-        std::memcpy(pair, at, sizeof(pair));
-        scale = widened(pair[0]);
-        minimum = widened(pair[1]);
-    }
-};
+// A single one of them.
+template <class Element>
+float number(const Element *from, int, int d) {
+    return widened(from[d]);
+}
+template <int BITS>
+float number(const Code<BITS> *record, int width, int d) {
+    bfloat16 ends[2];
+    std::memcpy(ends, record + code_bytes<BITS>(width) + d / GROUP_NUMBERS * ENDS_BYTES, sizeof(ends));
+    return std::fma(code(record, d), widened(ends[0]), widened(ends[1]));
+}
 
-// `width` numbers as they lie in a page, in fp32.
+// All of them, in fp32.
 template <class Element>
 void widen_row(const Element *from, int width, float *to) {
     int d = 0;
-    for (; d + LANES <= width; d += LANES) store(to + d, load(from + d));
-    for (; d < width; d++) to[d] = widened(from[d]);
-}
-template <int BITS>
-void widen_row(const Code<BITS> *record, int width, float *to) {
-    const Code<BITS> *ends = record + code_bytes<BITS>(width);
-    int d = 0;
-    for (; d + GROUP_NUMBERS <= width; d += GROUP_NUMBERS, ends += ENDS_BYTES) {
-        const Ends of(ends);
-        const Floats scale = every(of.scale), minimum = every(of.minimum);
-#pragma GCC unroll 8
-        for (int i = 0; i < GROUP_NUMBERS; i += LANES)
-            store(to + d + i, fma(load(record + (d + i) * BITS / 8), scale, minimum));
-    }
-    if (d == width) return;
-    const Ends of(ends);
-    for (; d + LANES <= width; d += LANES)
-        store(to + d, fma(load(record + d * BITS / 8), every(of.scale), every(of.minimum)));
-    for (; d < width; d++) to[d] = std::fma(code(record, d), of.scale, of.minimum);
+    for (; d + LANES <= width; d += LANES) store(to + d, numbers(from, width, d));
+    for (; d < width; d++) to[d] = number(from, width, d);
 }
 
 }  // namespace headrace

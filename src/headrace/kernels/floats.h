@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "types.h"
 
@@ -32,6 +33,14 @@ inline Floats load(const float16 *p) {
 // As many bytes without a sign.
 inline Floats load_bytes(const void *p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p))))};
+}
+// Two bfloat16 next to each other, each in every lane.
+inline std::pair<Floats, Floats> every_of_two(const void *p) {
+    int both;
+    std::memcpy(&both, p, sizeof(both));
+    __m512i all = _mm512_set1_epi32(both);
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(all, 16))},
+            {_mm512_castsi512_ps(_mm512_and_si512(all, _mm512_set1_epi32(~0xffff)))}};
 }
 inline void store(float *p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline void store(float16 *p, Floats a) {
@@ -151,6 +160,14 @@ inline Floats load(const float16 *p) { return {_mm256_cvtph_ps(_mm_loadu_si128(r
 // As many bytes without a sign.
 inline Floats load_bytes(const void *p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(p))))};
+}
+// Two bfloat16 next to each other, each in every lane.
+inline std::pair<Floats, Floats> every_of_two(const void *p) {
+    int both;
+    std::memcpy(&both, p, sizeof(both));
+    __m256i all = _mm256_set1_epi32(both);
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(all, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(all, _mm256_set1_epi32(~0xffff)))}};
 }
 inline void store(float *p, Floats a) { _mm256_storeu_ps(p, a.v); }
 inline void store(float16 *p, Floats a) {

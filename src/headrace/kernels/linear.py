@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
 
@@ -35,25 +36,26 @@ class _Linear(Structure):
 
 def linear(
     library: ctypes.CDLL,
-    tokens: Tensor,
+    input: Tensor,
     weights: Sequence[tuple[Tensor, Tensor | None]],
     *,
     are_interleaved: bool = False,
 ) -> list[Tensor]:
-    """Returns, for each weight (N, K) and bias (N) or None, `tokens` (T, K) by its transpose, plus the bias.
+    """Returns, for each weight (N, K) and bias (N) or None, `input` (..., K) by its transpose, plus the bias.
 
-    Results are rounded once to the tokens' dtype.
+    Results (..., N) are rounded once to the dtype of the input.
 
     Args:
-        tokens: of one of `TYPES`, contiguous.
+        input: of one of `TYPES`.
         weights: at most `MOST_WEIGHTS`, all of one of `TYPES`, each row's numbers next to each other; biases
-            contiguous, of the tokens' dtype.
+            contiguous, of the input's dtype.
         are_interleaved: weights are what `interleave` returns.
     """
-    num_tokens, num_inputs = tokens.shape
+    tokens = input.contiguous()
+    *leading, num_inputs = tokens.shape
     call = _Linear(
         input=tokens.data_ptr(),
-        num_tokens=num_tokens,
+        num_tokens=math.prod(leading),
         num_inputs=num_inputs,
         num_weights=len(weights),
         is_interleaved=are_interleaved,
@@ -65,7 +67,7 @@ def linear(
     for place, (weight, bias) in zip(call.weights, weights, strict=False):
         # len() of a tensor takes four times as long as a look at its shape.
         num_outputs = weight.shape[0] * (INTERLEAVED_OUTPUTS if are_interleaved else 1)
-        output = tokens.new_empty(num_tokens, num_outputs)
+        output = tokens.new_empty(*leading, num_outputs)
         place.weight, place.stride = weight.data_ptr(), weight.stride(0)
         place.output, place.num_outputs = output.data_ptr(), num_outputs
         if bias is not None:

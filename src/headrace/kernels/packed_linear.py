@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -44,47 +45,45 @@ class _PackedLinear(Structure):
 
 
 def int8_linear(
-    library: ctypes.CDLL, tokens: Tensor, weights: Sequence[PackedWeight], outliers: float | None = None
+    library: ctypes.CDLL, input: Tensor, weights: Sequence[PackedWeight], outliers: float | None = None
 ) -> list[Tensor]:
-    """Returns, for each weight (N, K), `tokens` (T, K) by its transpose, plus its bias (N).
+    """Returns, for each weight (N, K), `input` (..., K) by its transpose, plus its bias (N): each (..., N).
 
-    Tokens are rounded to 8 bits, once for all weights.
+    The input is rounded to 8 bits, token by token, once for all weights.
 
     Args:
-        tokens: of one of `TYPES`, contiguous.
+        input: of one of `TYPES`.
         weights: in 8 bits, at most `MOST_WEIGHTS`.
         outliers: numbers of at least this magnitude are not rounded.
     """
-    call, outputs = _call(tokens, weights)
-    call.outliers = outliers or 0.0
-    library.headrace_int8_linear(byref(call))
-    return outputs
+    return _products(library.headrace_int8_linear, input, weights, outliers=outliers or 0.0)
 
 
-def int4_linear(library: ctypes.CDLL, tokens: Tensor, weights: Sequence[PackedWeight], group_size: int) -> list[Tensor]:
-    """Does the same with weights in 4 bits; weights and tokens are rounded group by group of `group_size` inputs."""
-    call, outputs = _call(tokens, weights)
-    call.group_inputs = group_size
-    library.headrace_int4_linear(byref(call))
-    return outputs
+def int4_linear(library: ctypes.CDLL, input: Tensor, weights: Sequence[PackedWeight], group_size: int) -> list[Tensor]:
+    """Does the same with weights in 4 bits; weights and input are rounded group by group of `group_size` inputs."""
+    return _products(library.headrace_int4_linear, input, weights, group_inputs=group_size)
 
 
-def _call(tokens: Tensor, weights: Sequence[PackedWeight]) -> tuple[_PackedLinear, list[Tensor]]:
-    """Returns what to call with, and the tensors (T, N) that are written."""
-    num_tokens, num_inputs = tokens.shape
+def _products(
+    function: Callable[[object], None], input: Tensor, weights: Sequence[PackedWeight], **of_codec: float
+) -> list[Tensor]:
+    tokens = input.contiguous()
+    *leading, num_inputs = tokens.shape
     call = _PackedLinear(
         input=tokens.data_ptr(),
-        num_tokens=num_tokens,
+        num_tokens=math.prod(leading),
         num_inputs=num_inputs,
         num_weights=len(weights),
         type=TYPES[tokens.dtype],
         num_threads=torch.get_num_threads(),
+        **of_codec,
     )
     outputs = []
     for place, (packed, bias, num_outputs) in zip(call.weights, weights, strict=False):
-        output = tokens.new_empty(num_tokens, num_outputs)
+        output = tokens.new_empty(*leading, num_outputs)
         place.weight, place.output, place.num_outputs = packed.data_ptr(), output.data_ptr(), num_outputs
         if bias is not None:
             place.bias = bias.data_ptr()
         outputs.append(output)
-    return call, outputs
+    function(byref(call))
+    return outputs

@@ -49,10 +49,7 @@ def multiply(input: Tensor, layers: Sequence[InterleavedLinear]) -> list[Tensor]
     found = library()
     assert found is not None, "only where it is are weights interleaved"
     with DisableTorchFunction():  # the products of other layers are not looked for in here, which takes time
-        tokens = input.reshape(-1, input.shape[-1]).contiguous()
-        weights = [(layer.weight, layer.bias) for layer in layers]
-        outputs = linear(found, tokens, weights, are_interleaved=True)
-        return [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
+        return linear(found, input, [(layer.weight, layer.bias) for layer in layers], are_interleaved=True)
 
 
 def interleave_layers(model: PreTrainedModel) -> None:

@@ -113,9 +113,7 @@ class LibraryProducts(Products):
         """Returns the products of `input` (..., columns) with each weight (rows, columns) and its bias (rows)."""
         if not is_known(input) or any(not _fits(input, weight) for weight, _ in weights):
             return [torch.nn.functional.linear(input, *weight) for weight in weights]
-        tokens = input.reshape(-1, input.shape[-1]).contiguous()
-        outputs = linear(self._library, tokens, weights)
-        return [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
+        return linear(self._library, input, weights)
 
 
 class WideProducts(Products):

@@ -7,25 +7,20 @@ import math
 import mmap
 import sys
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.storage.aligned import PAGE_BYTES, pages_above, pages_below
+from headrace.storage.aligned import AlignedBuffer, pages_above, pages_below
 
 
 def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns zeros; in host memory they begin at a page, and the system provides each page when it is first touched.
 
-    `torch.zeros` writes every byte, so that a KV cache of many gigabytes would be resident from the start; numpy asks
-    the system for pages that are zero already.
+    `torch.zeros` writes every byte, so that a KV cache of many gigabytes would be resident from the start.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(num_bytes + PAGE_BYTES, dtype=np.uint8)
-    start = -raw.ctypes.data % PAGE_BYTES
-    return torch.from_numpy(raw[start : start + num_bytes]).view(dtype).view(shape)
+    return AlignedBuffer(math.prod(shape) * dtype.itemsize).tensor(0, shape, dtype)
 
 
 def give_back_pages(tensor: Tensor, first: int, end: int) -> None:
