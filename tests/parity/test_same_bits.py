@@ -1,0 +1,79 @@
+"""What a row gets does not depend, by a single bit, on what runs beside it or on where anything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from headrace import LLM, RequestOutput, SamplingParams
+from headrace.kv_cache.manager import KVCacheManager
+from headrace.models.products import library_for
+from tests.parity.harness import make_prompt
+
+SYSTEM = make_prompt(70)
+PROMPTS = [
+    SYSTEM + make_prompt(3),
+    make_prompt(41),
+    SYSTEM + make_prompt(14),
+    make_prompt(1),
+    SYSTEM[:40] + make_prompt(7),
+    make_prompt(5),
+]
+PARAMS = [
+    SamplingParams(max_tokens=40, ignore_eos=True, logprobs=2, temperature=number % 2, seed=number)
+    for number in range(len(PROMPTS))
+]
+PRECISIONS: dict[str, dict[str, object]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+    "int8": {"dtype": "bfloat16", "quantization": "int8"},
+    "int8-outliers": {"dtype": "bfloat16", "quantization": "int8-outliers"},
+    "int4": {"dtype": "bfloat16", "quantization": "int4"},
+    "KV in int8": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
+}
+WAYS: dict[str, dict[str, object]] = {
+    "all at a time": {},
+    "few tokens a sweep": {"max_num_batched_tokens": 16},
+    "in micro-batches": {"num_micro_batches": 3},
+    "prefixes not shared": {"enable_prefix_caching": False},
+    "streamed": {"weights_on_device": 0.0},
+    "half of it streamed, few tokens a sweep": {"weights_on_device": 0.5, "max_num_batched_tokens": 24},
+}
+_FEW_BLOCKS = 6
+
+
+def bits(outputs: list[RequestOutput]) -> list[object]:
+    """Returns each row's tokens and their log probabilities, with those of the likeliest ones beside them."""
+    return [output.outputs[0].logprobs for output in outputs]
+
+
+def lend(llm: LLM, num_blocks: int) -> None:
+    """Leaves an engine so few blocks for keys and values that rows have to give theirs up."""
+    engine = llm._engine
+    assert engine is not None
+    cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[num_blocks])
+    engine.scheduler._cache = engine.executor.moves._cache = cache
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["babyllama361-hf", "stories260k-mixtral8-hf"])
+def test_a_row_is_the_same_alone_and_in_any_company(
+    name: str, precision: str, shared_data: Path, tmp_path: Path
+) -> None:
+    options: dict[str, object] = {**PRECISIONS[precision], "memory": "4GiB", "disk": tmp_path}
+    if library_for(getattr(torch, str(options["dtype"])), torch.device("cpu")) is None:
+        pytest.skip("torch multiplies here, whose sums depend on how many tokens there are")
+    prompts = [list(prompt) for prompt in PROMPTS]
+    with LLM(shared_data / "models" / name, max_num_seqs=1, **options) as llm:
+        alone = bits([llm.generate([prompt], params)[0] for prompt, params in zip(prompts, PARAMS, strict=True)])
+    for way, shape in WAYS.items():
+        with LLM(shared_data / "models" / name, **options, **shape) as llm:
+            assert bits(llm.generate(prompts, PARAMS)) == alone, way
+    with LLM(shared_data / "models" / name, **options) as llm:
+        lend(llm, _FEW_BLOCKS)
+        outputs = llm.generate(prompts, PARAMS)
+    assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
+    assert bits(outputs) == alone, "short of memory"
