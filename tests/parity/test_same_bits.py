@@ -11,6 +11,8 @@ from headrace import LLM, RequestOutput, SamplingParams
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.products import library_for
 from tests.parity.harness import make_prompt
+from tests.tiny_configs import VOCAB_SIZE
+from tests.tiny_models import save_tiny, write_tokenizer
 
 SYSTEM = make_prompt(70)
 PROMPTS = [
@@ -42,7 +44,11 @@ WAYS: dict[str, dict[str, object]] = {
     "streamed": {"weights_on_device": 0.0},
     "half of it streamed, few tokens a sweep": {"weights_on_device": 0.5, "max_num_batched_tokens": 24},
 }
-_FEW_BLOCKS = 6
+FAMILIES = (
+    "bloom", "deepseek_v2", "gemma2", "gemma3_text", "llama", "llama3_rope", "llama_tied", "mistral", "mixtral", "opt",
+    "qwen2", "qwen3",
+)  # fmt: skip
+_FEW_BLOCKS, _PLENTY = 6, 100
 
 
 def bits(outputs: list[RequestOutput]) -> list[object]:
@@ -54,8 +60,25 @@ def lend(llm: LLM, num_blocks: int) -> None:
     """Leaves an engine so few blocks for keys and values that rows have to give theirs up."""
     engine = llm._engine
     assert engine is not None
-    cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[num_blocks])
+    groups = engine.executor.model.table.groups
+    cache = KVCacheManager(groups, num_blocks=[num_blocks if group.window is None else _PLENTY for group in groups])
     engine.scheduler._cache = engine.executor.moves._cache = cache
+
+
+def assert_same(model: Path, options: dict[str, object]) -> None:
+    if library_for(getattr(torch, str(options["dtype"])), torch.device("cpu")) is None:
+        pytest.skip("torch multiplies here, whose sums depend on how many tokens there are")
+    prompts = [list(prompt) for prompt in PROMPTS]
+    with LLM(model, max_num_seqs=1, **options) as llm:
+        alone = bits([llm.generate([prompt], params)[0] for prompt, params in zip(prompts, PARAMS, strict=True)])
+    for way, shape in WAYS.items():
+        with LLM(model, **options, **shape) as llm:
+            assert bits(llm.generate(prompts, PARAMS)) == alone, way
+    with LLM(model, **options) as llm:
+        lend(llm, _FEW_BLOCKS)
+        outputs = llm.generate(prompts, PARAMS)
+    assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
+    assert bits(outputs) == alone, "short of memory"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -63,17 +86,13 @@ def lend(llm: LLM, num_blocks: int) -> None:
 def test_a_row_is_the_same_alone_and_in_any_company(
     name: str, precision: str, shared_data: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, object] = {**PRECISIONS[precision], "memory": "4GiB", "disk": tmp_path}
-    if library_for(getattr(torch, str(options["dtype"])), torch.device("cpu")) is None:
-        pytest.skip("torch multiplies here, whose sums depend on how many tokens there are")
-    prompts = [list(prompt) for prompt in PROMPTS]
-    with LLM(shared_data / "models" / name, max_num_seqs=1, **options) as llm:
-        alone = bits([llm.generate([prompt], params)[0] for prompt, params in zip(prompts, PARAMS, strict=True)])
-    for way, shape in WAYS.items():
-        with LLM(shared_data / "models" / name, **options, **shape) as llm:
-            assert bits(llm.generate(prompts, PARAMS)) == alone, way
-    with LLM(shared_data / "models" / name, **options) as llm:
-        lend(llm, _FEW_BLOCKS)
-        outputs = llm.generate(prompts, PARAMS)
-    assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
-    assert bits(outputs) == alone, "short of memory"
+    assert_same(shared_data / "models" / name, {**PRECISIONS[precision], "memory": "4GiB", "disk": tmp_path})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_so_it_is_in_every_family_that_multiplies_by_linear(name: str, precision: str, tmp_path: Path) -> None:
+    save_tiny(name, tmp_path / "model")
+    write_tokenizer(tmp_path / "model", VOCAB_SIZE)
+    assert_same(tmp_path / "model", {**PRECISIONS[precision], "memory": "4GiB", "disk": tmp_path / "copies"})

@@ -60,10 +60,11 @@ class _Rotation(Structure):
 
 
 def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
-    """Returns `numbers` (..., W), contiguous, of one of `TYPES`, divided by their root mean square, by `weight` (W).
+    """Returns `numbers` (..., W), of one of `TYPES`, divided by their root mean square, by `weight` (W).
 
     Zhang and Sennrich, 2019. Sums are taken in fp32.
     """
+    numbers, weight = numbers.contiguous(), weight.contiguous()
     output = torch.empty_like(numbers)
     width = numbers.shape[-1]
     call = _RmsNorm(
@@ -82,10 +83,11 @@ def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: flo
 
 
 def gated(library: ctypes.CDLL, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """Returns activation(gate) * up, both of one shape, contiguous, and of one of `TYPES`.
+    """Returns activation(gate) * up, both of one shape and of one of `TYPES`.
 
     The activation is rounded to the dtype, as it is where it is a tensor of its own.
     """
+    gate, up = gate.contiguous(), up.contiguous()
     output = torch.empty_like(up)
     call = _Gate(
         gate=gate.data_ptr(),
@@ -101,11 +103,12 @@ def gated(library: ctypes.CDLL, gate: Tensor, up: Tensor, activation: Activation
 
 
 def rotated(library: ctypes.CDLL, numbers: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Returns `numbers` (T, H, W), turned by angles of (T, W), contiguous; all of one of `TYPES`.
+    """Returns `numbers` (T, H, W), turned by angles of (T, W); all of one of `TYPES`.
 
     Su et al., 2021, in the order of GPT-NeoX: number i is turned with number i + W / 2. Each product and sum is rounded
     to the dtype. Numbers of one head of a token lie next to each other.
     """
+    cosines, sines = cosines.contiguous(), sines.contiguous()
     num_tokens, num_heads, width = numbers.shape
     output = numbers.new_empty(numbers.shape)
     call = _Rotation(

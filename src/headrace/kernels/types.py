@@ -12,8 +12,12 @@ _CODE_TYPES = {8: 3, 4: 4}
 
 
 def is_known(tensor: torch.Tensor) -> bool:
-    """Whether the library reads a tensor: on the CPU, of one of `TYPES`, the numbers of a row side by side."""
-    return tensor.is_cpu and tensor.dtype in TYPES and tensor.stride(-1) == 1
+    """Whether the library reads a tensor: on the CPU, of one of `TYPES`.
+
+    How its numbers lie does not matter: that of one token looks contiguous where that of several does not, and a token
+    must not be computed otherwise alone.
+    """
+    return tensor.is_cpu and tensor.dtype in TYPES
 
 
 def page_type(pages: torch.Tensor, code_bits: int | None) -> int:

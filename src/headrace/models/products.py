@@ -155,7 +155,7 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
 
 
 def _fits(input: Tensor, weight: Tensor) -> bool:
-    return is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2
+    return is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2 and weight.stride(1) == 1
 
 
 def _calls_linear(kind: type[nn.Module]) -> bool:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from headrace.attention.rule import AttentionRule
+from headrace.kernels.linear import linear
 from headrace.models.micro_batch import current
+from headrace.models.products import library_for
 from headrace.models.transformers_api import ForeignModule
 
 ATTENTION_NAME = "headrace_latent"
@@ -50,8 +52,20 @@ def latent_attention(
     num_heads, nope, rank = query.shape[1], module.qk_nope_head_dim, value.shape[-1]
     expansion = module.kv_b_proj.weight.view(num_heads, nope + module.v_head_dim, rank)
     to_keys, to_values = expansion[:, :nope], expansion[:, nope:]
-    absorbed = torch.bmm(query[0, :, :, :nope], to_keys)
+    absorbed = _products(query[0, :, :, :nope], to_keys.transpose(1, 2))
     queries = torch.cat((absorbed, query[0, :, :, nope:]), dim=-1).transpose(0, 1)
     keys, rule = key[0].transpose(0, 1), AttentionRule(scale=scaling)
     attended = current().attend_latents(module.layer_idx, queries, keys, rank, rule)
-    return torch.bmm(attended.transpose(0, 1), to_values.transpose(1, 2)).transpose(0, 1)[None], None
+    return _products(attended.transpose(0, 1), to_values).transpose(0, 1)[None], None
+
+
+def _products(numbers: Tensor, weights: Tensor) -> Tensor:
+    """(H, T, K), (H, N, K) -> (H, T, N): of each head its numbers by the transpose of its weights.
+
+    By the library head after head, since torch adds up those of a single token in another order.
+    """
+    found = library_for(numbers.dtype, numbers.device)
+    if found is None:
+        return torch.bmm(numbers, weights.transpose(1, 2))
+    heads = zip(numbers, weights.contiguous(), strict=True)
+    return torch.stack([linear(found, of_head, [(weight, None)])[0] for of_head, weight in heads])

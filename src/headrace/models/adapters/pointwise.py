@@ -137,18 +137,13 @@ def _can_be_rotated(numbers: Tensor, cos: Tensor) -> bool:
         and numbers.dim() == 4
         and numbers.shape[0] == 1
         and numbers.shape[2:] == cos.shape[1:]
+        and numbers.stride(3) == 1
     )
 
 
 def _are_known(first: Tensor, second: Tensor) -> bool:
     """Whether the library goes through both together."""
-    return (
-        is_known(first)
-        and second.is_cpu
-        and first.dtype is second.dtype
-        and first.is_contiguous()
-        and second.is_contiguous()
-    )
+    return is_known(first) and second.is_cpu and first.dtype is second.dtype
 
 
 @cache
