@@ -21,6 +21,7 @@ HEADERS = (
     "blocks.h",
     "bytes.h",
     "codes.h",
+    "column_weights.h",
     "floats.h",
     "interleaved_weights.h",
     "kv_write.h",

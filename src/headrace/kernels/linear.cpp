@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "blocks.h"
+#include "column_weights.h"
 #include "interleaved_weights.h"
 #include "results.h"
 #include "row_weights.h"
@@ -75,8 +76,11 @@ extern "C" void headrace_linear(const headrace::Linear *call) {
         with_type(call->weight_type, [=](auto weight) {
             using Element = decltype(number);
             using Weight = decltype(weight);
-            call->is_interleaved ? multiply<Element, InterleavedWeights<Weight>>(*call)
-                                 : multiply<Element, RowWeights<Weight>>(*call);
+            switch (call->layout) {
+                case COLUMNS: return multiply<Element, ColumnWeights<Weight>>(*call);
+                case INTERLEAVED: return multiply<Element, InterleavedWeights<Weight>>(*call);
+                default: return multiply<Element, RowWeights<Weight>>(*call);
+            }
         });
     });
 }

@@ -33,6 +33,8 @@ _BLOCK_NUMBERS = 16 * MIB // 4
 
 
 _CALL_OF_LINEAR = re.compile(r"\b(?:functional|F)\.linear\(")
+_OTHER_PRODUCT = re.compile(r"\baddmm\(|\bmatmul\(| @ ")
+_MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__})
 
 
 def products(
@@ -56,7 +58,10 @@ def library_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
 
 
 class Products(TorchFunctionMode):
-    """While entered, `linear` is one of its own."""
+    """While entered, `linear` is one of its own, and so are products with a matrix by other names.
+
+    These are `@`, as in Falcon's layers and gpt-oss's experts, and `addmm`, as in GPT-2's.
+    """
 
     def __torch_function__(
         self,
@@ -65,8 +70,15 @@ class Products(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        if function is torch.nn.functional.linear:
-            return self.linear(*args, **(kwargs or {}))  # type: ignore[arg-type]
+        match args:
+            case _ if function is torch.nn.functional.linear:
+                return self.linear(*args, **(kwargs or {}))  # type: ignore[arg-type]
+            case Tensor() as input, Tensor() as matrix if function in _MATMUL and _is_matrix(matrix) and not kwargs:
+                return self.linear(input, matrix.t())
+            case Tensor() as bias, Tensor() as input, Tensor() as matrix if (
+                function is torch.addmm and bias.dim() == 1 and _is_matrix(matrix) and not kwargs
+            ):
+                return self.linear(input, matrix.t(), bias)
         return function(*args, **(kwargs or {}))
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # torch's name
@@ -90,16 +102,16 @@ class LibraryProducts(Products):
 
         Returns:
             What is still to be entered: a mode, which sees every function of torch and takes time for it, only where
-            some module calls `linear` itself.
+            some module multiplies itself.
         """
         others = set()
         for module in modules:
             if type(module) is nn.Linear:
                 module.forward = partial(self._forward, module)  # type: ignore[method-assign]
             elif not isinstance(module, PackedLinear):
-                others.add(type(module))
+                others.add((type(module), bool(module._parameters)))
         share_inputs(modules, nn.Linear, self._multiply_layers, lambda layer: (layer.in_features, layer.weight.dtype))
-        return self if any(_calls_linear(kind) for kind in others) else nullcontext()
+        return self if any(_multiplies(*other) for other in others) else nullcontext()
 
     def _forward(self, layer: nn.Linear, input: Tensor) -> Tensor:  # torch's name
         (output,) = self._multiply_layers(input, [layer])
@@ -111,7 +123,7 @@ class LibraryProducts(Products):
 
     def _multiply(self, input: Tensor, weights: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """Returns the products of `input` (..., columns) with each weight (rows, columns) and its bias (rows)."""
-        if not is_known(input) or any(not _fits(input, weight) for weight, _ in weights):
+        if not is_known(input) or any(not _fits(input, weight, weights[0][0]) for weight, _ in weights):
             return [torch.nn.functional.linear(input, *weight) for weight in weights]
         return linear(self._library, input, weights)
 
@@ -154,13 +166,21 @@ def _block_rows(num_tokens: int, num_columns: int) -> int:
     return max(1, _BLOCK_NUMBERS // num_columns)
 
 
-def _fits(input: Tensor, weight: Tensor) -> bool:
-    return is_known(weight) and weight.dtype is input.dtype and weight.dim() == 2 and weight.stride(1) == 1
+def _fits(input: Tensor, weight: Tensor, first: Tensor) -> bool:
+    """Whether the library multiplies a weight in one call with the first."""
+    if not is_known(weight) or weight.dtype is not input.dtype or weight.dim() != 2:
+        return False
+    return weight.stride(1) == 1 if first.stride(1) == 1 else weight.stride(0) == 1
 
 
-def _calls_linear(kind: type[nn.Module]) -> bool:
-    """Whether the code of a module's class has products that are no linear layer's; so where it cannot be read."""
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and tensor.is_floating_point()
+
+
+def _multiplies(kind: type[nn.Module], has_parameters: bool) -> bool:
+    """Whether the code of a module's class has products with weights; so where it cannot be read."""
     try:
-        return _CALL_OF_LINEAR.search(inspect.getsource(kind)) is not None
+        code = inspect.getsource(kind)
     except (OSError, TypeError):
         return True
+    return _CALL_OF_LINEAR.search(code) is not None or (has_parameters and _OTHER_PRODUCT.search(code) is not None)

@@ -104,6 +104,20 @@ def test_of_many_tokens_and_outputs_each_token_is_bitwise_the_same_alone(name: s
 
 
 @pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("num_tokens", [1, 6, 7, 33, 100])
+@pytest.mark.parametrize("num_outputs", [5, 64, 90, 150])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_that_lie_column_by_column_give_the_same_bits(
+    name: str, num_tokens: int, num_outputs: int, dtype: torch.dtype
+) -> None:
+    tokens, matrix = drawn(num_tokens, 202, dtype=dtype), drawn(202, 200, dtype=dtype)
+    columns = matrix[:, 7 : 7 + num_outputs].t()
+    assert columns.stride(0) == 1
+    found = linear(load(name), tokens, columns, None)
+    assert torch.equal(found, linear(load(name), tokens, columns.contiguous(), None))
+
+
+@pytest.mark.parametrize("name", usable())
 @pytest.mark.parametrize("num_tokens", [1, 6, 7, 20, 33, 70, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_interleaved_weights_give_the_same_bits(name: str, num_tokens: int, dtype: torch.dtype) -> None:

@@ -58,11 +58,11 @@ def test_the_library_multiplies_what_torch_does(dtype: torch.dtype) -> None:
         ours = linear(tokens, weight, bias)
         alone = linear(tokens[1, 3], weight, bias)
         of_doubles = linear(tokens.double(), weight.double())
-        turned = linear(tokens, weight.t().contiguous().t())
+        plain, turned = linear(tokens, weight), linear(tokens, weight.t().contiguous().t())
     assert torch.allclose(ours.double(), linear(tokens.double(), weight.double(), bias.double()), rtol=1e-2, atol=1e-5)
     assert torch.equal(alone, ours[1, 3])
     assert torch.equal(of_doubles, linear(tokens.double(), weight.double()))
-    assert torch.equal(turned, linear(tokens, weight.t().contiguous().t()))
+    assert torch.equal(turned, plain)
 
 
 class Routed(nn.Module):
@@ -88,12 +88,45 @@ def test_linear_layers_have_the_library_s_products_of_their_own(monkeypatch: pyt
     assert torch.allclose(layer(tokens) - layer.bias, 2 * (expected - layer.bias), rtol=1e-5)
 
 
+class Angles(nn.Module):
+    """A module with a product, but without weights."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens @ torch.ones(tokens.shape[-1], 3)
+
+
+class Columns(Angles):
+    """Its weight lies as GPT-2's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(drawn(48, 70, dtype=torch.float32))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.addmm(self.weight[0], tokens, self.weight) + tokens @ self.weight
+
+
 def test_a_model_that_multiplies_itself_is_watched() -> None:
     found = library()
     if found is None:
         pytest.skip("no library is built")
-    own = LibraryProducts(found)
-    assert own.put_into(nn.Sequential(nn.Linear(4, 4), Routed()).modules()) is own
+    own, layer = LibraryProducts(found), nn.Linear(4, 4)
+    for multiplying_itself in (Routed(), Columns()):
+        assert own.put_into(list(nn.Sequential(layer, multiplying_itself).modules())) is own
+    assert isinstance(own.put_into(list(nn.Sequential(layer, Angles()).modules())), nullcontext)
+
+
+def test_products_by_other_names_are_the_library_s() -> None:
+    found = library()
+    if found is None:
+        pytest.skip("no library is built")
+    tokens, module = drawn(9, 48, dtype=torch.float32), Columns()
+    expected = module(tokens)
+    with LibraryProducts(found), torch.inference_mode():
+        ours, alone = module(tokens), module(tokens[3:4])
+        whole = torch.ones(2, 2, dtype=torch.int64) @ torch.ones(2, 2, dtype=torch.int64)
+    assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5) and torch.equal(alone[0], ours[3])
+    assert whole.eq(2).all()
 
 
 def test_what_is_entered_depends_on_library_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:

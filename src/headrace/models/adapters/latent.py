@@ -67,5 +67,5 @@ def _products(numbers: Tensor, weights: Tensor) -> Tensor:
     found = library_for(numbers.dtype, numbers.device)
     if found is None:
         return torch.bmm(numbers, weights.transpose(1, 2))
-    heads = zip(numbers, weights.contiguous(), strict=True)
+    heads = zip(numbers, weights, strict=True)
     return torch.stack([linear(found, of_head, [(weight, None)])[0] for of_head, weight in heads])
