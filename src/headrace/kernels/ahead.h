@@ -10,12 +10,19 @@ namespace headrace {
 
 constexpr int LINE_BYTES = 64;
 
+// No more than four lines. GCC drops calls of what only prefetches, unless it is inlined: here and below.
+[[gnu::always_inline]] inline void ask_for_lines(const char *line, int count) {
+    if (count > 0) _mm_prefetch(line, _MM_HINT_T1);
+    if (count > 1) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T1);
+    if (count > 2) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T1);
+    if (count > 3) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T1);
+}
+
 // `step` bytes at each step, one after another: no more than four lines.
 struct NextBytes {
     const char *first;
     int64_t step;
 
-    // GCC drops calls of what only prefetches, unless it is inlined.
     [[gnu::always_inline]] void ask_for(int64_t index) const {
         const char *line = first + index * step;
         _mm_prefetch(line, _MM_HINT_T0);

@@ -121,7 +121,7 @@ struct Ahead {
     int64_t stride = 0;
     int row_bytes = 0;
 
-    // As NextBytes.
+    // Inlined, as ask_for_lines is.
     [[gnu::always_inline]] void ask_for(int row) const {
         if (!first) return;
         for (int line = 0; line < row_bytes; line += LINE_BYTES) _mm_prefetch(first + row * stride + line, _MM_HINT_T1);

@@ -15,14 +15,7 @@ struct NextColumns {
     int64_t input_bytes;
     int count;
 
-    // As NextBytes.
-    [[gnu::always_inline]] void ask_for(int input) const {
-        const char *line = first + input * input_bytes;
-        if (count > 0) _mm_prefetch(line, _MM_HINT_T1);
-        if (count > 1) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T1);
-        if (count > 2) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T1);
-        if (count > 3) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T1);
-    }
+    [[gnu::always_inline]] void ask_for(int input) const { ask_for_lines(first + input * input_bytes, count); }
 };
 
 // Weights of a panel's outputs, from some input on.
