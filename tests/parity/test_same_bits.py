@@ -36,6 +36,13 @@ PRECISIONS: dict[str, dict[str, object]] = {
     "int4": {"dtype": "bfloat16", "quantization": "int4"},
     "KV in int8": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
 }
+ALWAYS = {
+    ("babyllama361-hf", "float32"),
+    ("babyllama361-hf", "bfloat16"),
+    ("babyllama361-hf", "int8"),
+    ("stories260k-mixtral8-hf", "bfloat16"),
+}
+"""The rest is slow."""
 WAYS: dict[str, dict[str, object]] = {
     "all at a time": {},
     "few tokens a sweep": {"max_num_batched_tokens": 16},
@@ -82,8 +89,14 @@ def assert_same(model: Path, options: dict[str, object]) -> None:
     assert bits(outputs) == alone, "short of memory"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["babyllama361-hf", "stories260k-mixtral8-hf"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=[] if (name, precision) in ALWAYS else [pytest.mark.slow])
+        for name in ("babyllama361-hf", "stories260k-mixtral8-hf")
+        for precision in PRECISIONS
+    ],
+)
 def test_a_row_is_the_same_alone_and_in_any_company(
     name: str, precision: str, shared_data: Path, tmp_path: Path
 ) -> None:
