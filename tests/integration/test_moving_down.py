@@ -16,11 +16,11 @@ from headrace.engine.engine import Engine
 from headrace.engine.moving import KVMoving
 from headrace.engine.requests import GenerationRequest
 from headrace.errors import SweepError
-from headrace.kv_cache.manager import KVCacheManager
 from headrace.planner.preemption import SweepSpeed
 from headrace.schedule.steps import Point, Step
 from headrace.storage.budget import Budget
 from headrace.storage.governor import Governor
+from tests.few_blocks import leave_few_blocks
 from tests.parity.harness import generated, make_prompt
 from tests.tiny_configs import VOCAB_SIZE
 from tests.tiny_models import save_tiny, write_tokenizer
@@ -50,12 +50,7 @@ def crowded(model: Path, tmp_path: Path) -> Iterator[MakeLLM]:
     def make(num_blocks: int = NUM_BLOCKS, **options: object) -> LLM:
         llm = LLM(model, **{"dtype": "float32", "disk": tmp_path / "below", **options})  # type: ignore[arg-type]
         made.append(llm)
-        engine = engine_of(llm)
-        cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[num_blocks])
-        engine.scheduler._cache = cache
-        moves = engine.executor.moves
-        assert isinstance(moves, KVMoving)
-        moves._cache, moves._speed = cache, SweepSpeed()
+        leave_few_blocks(llm, num_blocks)._speed = SweepSpeed()
         return llm
 
     yield make

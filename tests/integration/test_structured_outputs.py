@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from headrace import LLM, GenerationRequest, RequestOutput, SamplingParams, StructuredOutputs
-from headrace.engine.moving import KVMoving
 from headrace.errors import RequestError
-from headrace.kv_cache.manager import KVCacheManager
+from tests.few_blocks import leave_few_blocks
 from tests.integration.commands import headrace
 
 NOTES = [
@@ -233,18 +232,13 @@ def test_logprobs_are_those_of_the_model_and_not_of_the_form(demo: LLM) -> None:
 
 def test_guided_rows_that_give_up_their_kv_go_on_where_they_were(demo_model: str) -> None:
     with LLM(demo_model, memory="2GiB", max_num_seqs=8) as llm:
-        engine = llm._engine
-        assert engine is not None
         requests = [
             asked(llm, number, NOTES[number % 4], structured_outputs=StructuredOutputs(json=ORDER), temperature=1,
                   max_tokens=300, seed=number)
             for number in range(8)
         ]  # fmt: skip
         expected = [tokens_of(output) for output in run(llm, requests)]
-        cache = KVCacheManager(engine.executor.model.table.groups, num_blocks=[5])
-        moves = engine.executor.moves
-        assert isinstance(moves, KVMoving)
-        engine.scheduler._cache = moves._cache = cache
+        leave_few_blocks(llm, 5)
         outputs = run(llm, requests)
         assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
         assert [tokens_of(output) for output in outputs] == expected

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from headrace import LLM, RequestOutput, SamplingParams
-from headrace.kv_cache.manager import KVCacheManager
 from headrace.models.products import library_for
+from tests.few_blocks import leave_few_blocks
 from tests.parity.harness import make_prompt
 from tests.tiny_configs import VOCAB_SIZE
 from tests.tiny_models import save_tiny, write_tokenizer
@@ -55,22 +55,12 @@ FAMILIES = (
     "bloom", "deepseek_v2", "falcon", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "llama", "llama3_rope", "llama_tied",
     "mistral", "mixtral", "opt", "qwen2", "qwen3",
 )  # fmt: skip
-_FEW_BLOCKS, _PLENTY = 6, 100
+_FEW_BLOCKS = 6
 
 
 def bits(outputs: list[RequestOutput]) -> list[object]:
     """Returns each row's tokens and their log probabilities, with those of the likeliest ones beside them."""
     return [output.outputs[0].logprobs for output in outputs]
-
-
-def lend(llm: LLM, num_blocks: int) -> None:
-    """Leaves an engine so few blocks for keys and values that rows have to give theirs up."""
-    engine = llm._engine
-    assert engine is not None
-    groups = engine.executor.model.table.groups
-    are_few = [group.window is None or len(groups) == 1 for group in groups]
-    cache = KVCacheManager(groups, num_blocks=[num_blocks if few else _PLENTY for few in are_few])
-    engine.scheduler._cache = engine.executor.moves._cache = cache
 
 
 def assert_same(model: Path, options: dict[str, object]) -> None:
@@ -83,7 +73,7 @@ def assert_same(model: Path, options: dict[str, object]) -> None:
         with LLM(model, **options, **shape) as llm:
             assert bits(llm.generate(prompts, PARAMS)) == alone, way
     with LLM(model, **options) as llm:
-        lend(llm, _FEW_BLOCKS)
+        leave_few_blocks(llm, _FEW_BLOCKS)
         outputs = llm.generate(prompts, PARAMS)
     assert sum(output.metrics.num_preemptions for output in outputs if output.metrics is not None) > 0
     assert bits(outputs) == alone, "short of memory"
