@@ -10,19 +10,33 @@ namespace headrace {
 
 constexpr int FEW_TOKENS = 96;  // up to here reading weights takes longest, or is to be hidden
 
+// Calls `use` with the call for some of its tokens, until all have had their turn: for so many that their sums stay in the
+// second cache, and that the memory they are rewritten in is not large, which the system would zero anew for each call.
+template <int TILE_TOKENS, class Element, class Call, class Use>
+void in_parts(const Call &call, Use use) {
+    constexpr int64_t MOST_TOKENS = 84 * TILE_TOKENS;
+    const int64_t num_parts = (call.num_tokens + MOST_TOKENS - 1) / MOST_TOKENS;
+    for (int64_t part = 0; part < num_parts; part++) {
+        const Tile tokens(call.num_tokens, num_parts, part);
+        Call of_part = call;
+        of_part.num_tokens = tokens.count;
+        of_part.input = static_cast<const Element *>(call.input) + tokens.first * call.num_inputs;
+        for (int i = 0; i < call.num_weights; i++)
+            of_part.weights[i].output =
+                static_cast<Element *>(call.weights[i].output) + tokens.first * call.weights[i].num_outputs;
+        use(of_part);
+    }
+}
+
 // A tile of tokens at some inputs: the `index`th of `number` that come by.
 struct Turn {
     Tile tile, next;  // the last is its own next
     int64_t index, number;
-    int64_t first_token;  // of those whose sums are kept
 };
 
-// Inputs are cut by AT_ONCE. The weights of a cut stay in the first cache while tiles of tokens come by; the sums of no more
-// tiles than stay in the second are kept while cuts do.
+// Inputs are cut by AT_ONCE: the weights of a cut stay in the first cache while tiles of tokens come by.
 template <int TILE_TOKENS, int AT_ONCE>
 struct Blocks {
-    static constexpr int64_t MOST_TILES = 84;
-
     int64_t num_tokens, num_inputs;
     int64_t num_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     int64_t num_cuts = (num_inputs + AT_ONCE - 1) / AT_ONCE;
@@ -31,25 +45,14 @@ struct Blocks {
     int64_t num_numbers() const { return num_cuts * num_tokens * AT_ONCE; }
     int64_t place(int64_t token, int64_t cut) const { return (cut * num_tokens + token) * AT_ONCE; }
     int inputs_of(int64_t cut) const { return static_cast<int>(std::min<int64_t>(AT_ONCE, num_inputs - cut * AT_ONCE)); }
-    // Of how many tokens sums are kept.
-    int64_t num_kept() const { return std::min(num_tiles, MOST_TILES) * TILE_TOKENS; }
 
-    // Calls `begin()`, then for each cut what `add_of(cut)` returns with the Turn of each tile, then `finish(first token,
-    // stop)` of those that were summed; as often as it takes for all tokens.
-    template <class Begin, class AddOf, class Finish>
-    void visit(Begin begin, AddOf add_of, Finish finish) const {
-        const int64_t num_rounds = (num_tiles + MOST_TILES - 1) / MOST_TILES;
+    // Calls for each cut what `add_of(cut)` returns with the Turn of each tile.
+    template <class AddOf>
+    void visit(AddOf add_of) const {
         const auto tile = [&](int64_t index) { return Tile(num_tokens, num_tiles, index); };
-        for (int64_t round = 0; round < num_rounds; round++) {
-            const int64_t first = num_tiles * round / num_rounds, stop = num_tiles * (round + 1) / num_rounds;
-            const int64_t first_token = tile(first).first;
-            begin();
-            for (int64_t cut = 0; cut < num_cuts; cut++) {
-                const auto add = add_of(cut);
-                for (int64_t t = first; t < stop; t++)
-                    add(Turn{tile(t), tile(std::min(t + 1, stop - 1)), t - first, stop - first, first_token});
-            }
-            finish(first_token, tile(stop).first);
+        for (int64_t cut = 0; cut < num_cuts; cut++) {
+            const auto add = add_of(cut);
+            for (int64_t t = 0; t < num_tiles; t++) add(Turn{tile(t), tile(std::min(t + 1, num_tiles - 1)), t, num_tiles});
         }
     }
 };

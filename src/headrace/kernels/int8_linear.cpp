@@ -152,21 +152,21 @@ void multiply(const PackedLinear &call) {
                             ? narrow(token)
                             : narrow(without_outliers(token, call.num_inputs, call.outliers, outliers[t], rest));
         }
-        const int64_t num_sums = blocks.num_kept() * PACKED_OUTPUTS;
+        const int64_t num_sums = call.num_tokens * PACKED_OUTPUTS;
         const Scratch<int32_t> sums = scratch<int32_t>(num_sums);
         float results[PACKED_OUTPUTS];
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < num_parts; index++) {
             const auto outputs = outputs_at<PACKED_OUTPUTS>(call, index);
             const Part part(outputs.of.weight, outputs.first / PACKED_OUTPUTS, padded_inputs);
-            const auto begin = [&] { std::fill_n(sums.get(), num_sums, 0); };
-            const auto add_of = [&](int64_t cut) {
+            std::fill_n(sums.get(), num_sums, 0);
+            blocks.visit([&](int64_t cut) {
                 const int8_t *codes = part.codes + cut * AT_ONCE * PACKED_OUTPUTS;
                 return [&, codes, cut](const Turn &turn) {
                     const auto add = [&](auto next) {
                         add_products<AT_ONCE>(codes, turn.tile.count, tokens.get() + blocks.place(turn.tile.first, cut),
                                               blocks.inputs_of(cut),
-                                              sums.get() + (turn.tile.first - turn.first_token) * PACKED_OUTPUTS, next);
+                                              sums.get() + turn.tile.first * PACKED_OUTPUTS, next);
                     };
                     constexpr int STEPS = AT_ONCE / 4;
                     const NextBytes behind =
@@ -177,15 +177,12 @@ void multiply(const PackedLinear &call) {
                         add(NextOfBoth{behind, share_of(tokens.get() + blocks.place(turn.next.first, cut), 4 * turn.next.count,
                                                         STEPS, 0, 1)});
                 };
-            };
-            const auto finish = [&](int64_t first, int64_t stop) {
-                for (int64_t t = first; t < stop; t++) {
-                    scale_sums(part, sums.get() + (t - first) * PACKED_OUTPUTS, scales[t], results);
-                    if (!outliers.empty()) add_outliers(part, outliers[t], results);
-                    give<Element>(outputs, t, results);
-                }
-            };
-            blocks.visit(begin, add_of, finish);
+            });
+            for (int64_t t = 0; t < call.num_tokens; t++) {
+                scale_sums(part, sums.get() + t * PACKED_OUTPUTS, scales[t], results);
+                if (!outliers.empty()) add_outliers(part, outliers[t], results);
+                give<Element>(outputs, t, results);
+            }
         }
     }
 }
@@ -197,7 +194,7 @@ extern "C" void headrace_int8_linear(const headrace::PackedLinear *call) {
     using namespace headrace;
     with_type(call->type, [=](auto number) {
         using Element = decltype(number);
-        call->num_tokens <= FEW_TOKENS ? multiply<FEW_INPUTS, true, Element>(*call)
-                                       : multiply<MANY_INPUTS, false, Element>(*call);
+        if (call->num_tokens <= FEW_TOKENS) return multiply<FEW_INPUTS, true, Element>(*call);
+        in_parts<BYTE_TILE_TOKENS, Element>(*call, multiply<MANY_INPUTS, false, Element>);
     });
 }

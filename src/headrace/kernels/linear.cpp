@@ -31,20 +31,20 @@ void multiply(const Linear &call) {
         for (int64_t cut = 0; cut < blocks.num_cuts; cut++)
             for (int64_t t = 0; t < call.num_tokens; t++)
                 widen(input + t * call.num_inputs + cut * AT_ONCE, blocks.inputs_of(cut), tokens.get() + blocks.place(t, cut));
-        const int64_t num_sums = blocks.num_kept() * PANEL_OUTPUTS;
+        const int64_t num_sums = call.num_tokens * PANEL_OUTPUTS;
         const Scratch<float> panel = scratch<float>(AT_ONCE * PANEL_OUTPUTS), sums = scratch<float>(num_sums);
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < num_panels; index++) {
             const auto outputs = outputs_at<PANEL_OUTPUTS>(call, index);
-            const auto begin = [&] { std::fill_n(sums.get(), num_sums, 0.0f); };
-            const auto add_of = [&](int64_t cut) {
+            std::fill_n(sums.get(), num_sums, 0.0f);
+            blocks.visit([&](int64_t cut) {
                 const Weights weights(outputs, cut * AT_ONCE, call.num_inputs);
                 weights.fill(panel.get(), blocks.inputs_of(cut), !ARE_FEW);
                 return [&, weights, cut](const Turn &turn) {
                     const auto add = [&](auto next) {
                         add_products<AT_ONCE>(tokens.get() + blocks.place(turn.tile.first, cut), turn.tile.count, panel.get(),
                                               blocks.inputs_of(cut),
-                                              sums.get() + (turn.tile.first - turn.first_token) * PANEL_OUTPUTS, next);
+                                              sums.get() + turn.tile.first * PANEL_OUTPUTS, next);
                     };
                     const float *numbers = tokens.get() + blocks.place(turn.next.first, cut);
                     if constexpr (ARE_FEW)
@@ -52,19 +52,16 @@ void multiply(const Linear &call) {
                     else
                         add(share_of(numbers, turn.next.count * sizeof(float), AT_ONCE, 0, 1));
                 };
-            };
-            const auto finish = [&](int64_t first, int64_t stop) {
-                for (int64_t t = first; t < stop; t++) give<Element>(outputs, t, sums.get() + (t - first) * PANEL_OUTPUTS);
-            };
-            blocks.visit(begin, add_of, finish);
+            });
+            for (int64_t t = 0; t < call.num_tokens; t++) give<Element>(outputs, t, sums.get() + t * PANEL_OUTPUTS);
         }
     }
 }
 
 template <class Element, class Weights>
 void multiply(const Linear &call) {
-    call.num_tokens <= FEW_TOKENS ? multiply<FEW_INPUTS, true, Element, Weights>(call)
-                                  : multiply<MANY_INPUTS, false, Element, Weights>(call);
+    if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_INPUTS, true, Element, Weights>(call);
+    in_parts<TILE_TOKENS, Element>(call, multiply<MANY_INPUTS, false, Element, Weights>);
 }
 
 }  // namespace
