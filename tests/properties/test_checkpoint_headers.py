@@ -218,6 +218,7 @@ def torch_file(zipped: bool) -> bytes:
 
 # Of a flipped bit in the text of an old pickle, Python's decoder of escapes warns.
 @pytest.mark.filterwarnings("ignore:.*invalid.*escape sequence:DeprecationWarning")
+@example(content=torch_file(True), flips=[(0.784, 65)], keep=1.0)  # a record that is said to take four megabytes
 @given(
     content=st.sampled_from([torch_file(True), torch_file(False)]),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),

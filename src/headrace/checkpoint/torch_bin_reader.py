@@ -135,6 +135,9 @@ def _record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """The content of a small record."""
     if info.file_size > _MAX_PICKLE_BYTES:
         raise zipfile.BadZipFile(f"{info.filename} takes {format_bytes(info.file_size)} when it is unpacked")
+    # Room for all of it would be made before the first byte is read.
+    if info.header_offset + info.compress_size > archive.start_dir:
+        raise zipfile.BadZipFile(f"{info.filename} takes {format_bytes(info.compress_size)}, more than the file has")
     return archive.read(info)
 
 
