@@ -13,18 +13,18 @@ constexpr int FEW_TOKENS = 96;  // up to here reading weights takes longest, or 
 // Calls `use` with the call for some of its tokens, until all have had their turn: for so many that their sums stay in the
 // second cache, and that the memory they are rewritten in is not large, which the system would zero anew for each call.
 template <int TILE_TOKENS, class Element, class Call, class Use>
-void in_parts(const Call &call, Use use) {
+void in_rounds(const Call &call, Use use) {
     constexpr int64_t MOST_TOKENS = 84 * TILE_TOKENS;
-    const int64_t num_parts = (call.num_tokens + MOST_TOKENS - 1) / MOST_TOKENS;
-    for (int64_t part = 0; part < num_parts; part++) {
-        const Tile tokens(call.num_tokens, num_parts, part);
-        Call of_part = call;
-        of_part.num_tokens = tokens.count;
-        of_part.input = static_cast<const Element *>(call.input) + tokens.first * call.num_inputs;
+    const int64_t num_rounds = (call.num_tokens + MOST_TOKENS - 1) / MOST_TOKENS;
+    for (int64_t round = 0; round < num_rounds; round++) {
+        const Tile tokens(call.num_tokens, num_rounds, round);
+        Call of_round = call;
+        of_round.num_tokens = tokens.count;
+        of_round.input = static_cast<const Element *>(call.input) + tokens.first * call.num_inputs;
         for (int i = 0; i < call.num_weights; i++)
-            of_part.weights[i].output =
+            of_round.weights[i].output =
                 static_cast<Element *>(call.weights[i].output) + tokens.first * call.weights[i].num_outputs;
-        use(of_part);
+        use(of_round);
     }
 }
 

@@ -195,6 +195,6 @@ extern "C" void headrace_int8_linear(const headrace::PackedLinear *call) {
     with_type(call->type, [=](auto number) {
         using Element = decltype(number);
         if (call->num_tokens <= FEW_TOKENS) return multiply<FEW_INPUTS, true, Element>(*call);
-        in_parts<BYTE_TILE_TOKENS, Element>(*call, multiply<MANY_INPUTS, false, Element>);
+        in_rounds<BYTE_TILE_TOKENS, Element>(*call, multiply<MANY_INPUTS, false, Element>);
     });
 }

@@ -61,7 +61,7 @@ void multiply(const Linear &call) {
 template <class Element, class Weights>
 void multiply(const Linear &call) {
     if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_INPUTS, true, Element, Weights>(call);
-    in_parts<TILE_TOKENS, Element>(call, multiply<MANY_INPUTS, false, Element, Weights>);
+    in_rounds<TILE_TOKENS, Element>(call, multiply<MANY_INPUTS, false, Element, Weights>);
 }
 
 }  // namespace
