@@ -39,6 +39,7 @@ HEADERS = (
     "weights.h",
 )
 INSTRUCTION_SETS = {
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
     "avx512_vnni": ("-march=x86-64-v4", "-mavx512vnni"),
     "avx512": ("-march=x86-64-v4",),
     "avx2": ("-march=x86-64-v3",),

@@ -9,19 +9,43 @@
 
 namespace headrace {
 
-// Some lines of each of the next panel's inputs.
+// Some lines of each of the next panel's inputs, PER_WORD inputs at a time.
+template <int PER_WORD>
 struct NextColumns {
     const char *first;
     int64_t input_bytes;
     int count;
 
-    [[gnu::always_inline]] void ask_for(int input) const { ask_for_lines(first + input * input_bytes, count); }
+    [[gnu::always_inline]] void ask_for(int word) const {
+#pragma GCC unroll 2
+        for (int i = 0; i < PER_WORD; i++) ask_for_lines(first + (word * PER_WORD + i) * input_bytes, count);
+    }
 };
 
-// Weights of a panel's outputs, from some input on.
+// Writes `count` numbers of an input as words.
 template <class Element>
+void write_columns(const Element *from, const Element *, int count, float *to, float) {
+    write_words(from, count, to, float());
+}
+#if defined(__AVX512BF16__)
+// The same of two inputs as pairs; the second may be null.
+inline void write_columns(const bfloat16 *from, const bfloat16 *second, int count, float *to, bfloat16) {
+    for (int n = 0; n < count; n += LANES) {
+        const __mmask16 there = _cvtu32_mask16(count - n < LANES ? (1u << (count - n)) - 1 : 0xffffu);
+        const auto words = [=](const bfloat16 *of) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, of + n)); };
+        const __m512i later = second ? _mm512_slli_epi32(words(second), 16) : _mm512_setzero_si512();
+        _mm512_mask_storeu_epi32(to + n, there, _mm512_or_si512(words(from), later));
+    }
+}
+#endif
+
+// Weights of a panel's outputs, from some input on.
+template <class Number, class Element>
 class ColumnWeights {
    public:
+    using Multiplied = Number;
+    static constexpr int PER_WORD = inputs_per_word<Number>();
+
     ColumnWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t)
         : stride_(outputs.of.stride),
           first_(static_cast<const Element *>(outputs.of.weight) + input * stride_ + outputs.first),
@@ -29,16 +53,19 @@ class ColumnWeights {
 
     // What the panel has beyond the outputs is zeros. As many inputs behind these are asked for here, too: processors foresee
     // nothing where every input is far from the one before.
-    void fill(float *panel, int num_inputs, bool) const {
-        const NextColumns next = behind(num_inputs, 0, 1);
-        for (int k = 0; k < num_inputs; k++) {
-            next.ask_for(k);
-            widen(first_ + k * stride_, num_outputs_, panel + k * PANEL_OUTPUTS);
-            std::fill(panel + k * PANEL_OUTPUTS + num_outputs_, panel + (k + 1) * PANEL_OUTPUTS, 0.0f);
+    const float *panel(float *memory, int num_inputs, bool) const {
+        const auto next = behind(num_inputs, 0, 1);
+        for (int k = 0, word = 0; k < num_inputs; k += PER_WORD, word++) {
+            next.ask_for(word);
+            float *to = memory + word * PANEL_OUTPUTS;
+            const Element *from = first_ + k * stride_;
+            write_columns(from, k + 1 < num_inputs ? from + stride_ : nullptr, num_outputs_, to, Number());
+            std::fill(to + num_outputs_, to + PANEL_OUTPUTS, 0.0f);
         }
+        return memory;
     }
     // What tile `tile` of `num_tiles` is to ask for of as many inputs behind the first `num_inputs`.
-    NextColumns behind(int num_inputs, int64_t tile, int64_t num_tiles) const {
+    NextColumns<PER_WORD> behind(int num_inputs, int64_t tile, int64_t num_tiles) const {
         constexpr int64_t ALL = PANEL_OUTPUTS * sizeof(Element) / LINE_BYTES;
         const int64_t each = (ALL + num_tiles - 1) / num_tiles;
         return {reinterpret_cast<const char *>(first_ + num_inputs * stride_) + tile * each * LINE_BYTES,

@@ -11,7 +11,7 @@ import torch
 from headrace.kernels.build import INSTRUCTION_SETS, library_file
 
 CHOICE = "HEADRACE_KERNELS"
-"""Environment variable: an instruction set (avx512_vnni, avx512, avx2), or `none` to leave everything to torch."""
+"""Environment variable: an instruction set (avx512_bf16, avx512_vnni, avx512, avx2), or `none` to leave everything to torch."""
 
 
 @functools.cache
@@ -43,6 +43,8 @@ def usable() -> list[str]:
 def _has(name: str) -> bool:
     best = torch.backends.cpu.get_cpu_capability()
     match name:
+        case "avx512_bf16":
+            return best == "AVX512" and torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()
         case "avx512_vnni":
             return best == "AVX512" and torch.cpu._is_vnni_supported()
         case "avx512":

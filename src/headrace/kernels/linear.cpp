@@ -1,7 +1,7 @@
-// Products of tokens with weights that are not packed, in fp32.
+// Products of tokens with weights that are not packed, summed in fp32.
 //
-// Weights are widened into panels, once for many tokens. A token's result is summed over the inputs one after another, so
-// it is bitwise the same alone or among others.
+// Weights are rewritten into panels, once for many tokens. A token's result is summed over the inputs one after another, of
+// pairs (panels.h) over both at once, so it is bitwise the same alone or among others.
 #include "linear.h"
 
 #include <algorithm>
@@ -16,12 +16,21 @@
 namespace headrace {
 namespace {
 
-// Inputs of a panel, which stays in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
-constexpr int FEW_INPUTS = 64, MANY_INPUTS = 128;
+// Words of an output in a panel, which stays in the first cache with a tile's tokens; with few tokens, what comes next does
+// so, too. A panel of many pairs stays in the second one: processors that multiply them read it fast enough.
+constexpr int FEW_WORDS = 64;
+template <class Number>
+constexpr int MANY_WORDS = std::is_same_v<Number, bfloat16> ? 1024 : 128;
 
 template <int AT_ONCE, bool ARE_FEW, class Element, class Weights>
 void multiply(const Linear &call) {
-    const Blocks<TILE_TOKENS, AT_ONCE> blocks{call.num_tokens, call.num_inputs};
+    using Number = typename Weights::Multiplied;
+    constexpr int PER_WORD = inputs_per_word<Number>();
+    const Blocks<TILE_TOKENS, AT_ONCE> blocks{call.num_tokens, (call.num_inputs + PER_WORD - 1) / PER_WORD};
+    const auto first_input = [](int64_t cut) { return cut * AT_ONCE * PER_WORD; };
+    const auto inputs_of = [&](int64_t cut) {
+        return static_cast<int>(std::min<int64_t>(AT_ONCE * PER_WORD, call.num_inputs - first_input(cut)));
+    };
     const Element *input = static_cast<const Element *>(call.input);
     const int64_t num_panels = num_outputs_at_once<PANEL_OUTPUTS>(call);
     const Scratch<float> tokens = scratch<float>(blocks.num_numbers());
@@ -30,25 +39,26 @@ void multiply(const Linear &call) {
 #pragma omp for collapse(2)
         for (int64_t cut = 0; cut < blocks.num_cuts; cut++)
             for (int64_t t = 0; t < call.num_tokens; t++)
-                widen(input + t * call.num_inputs + cut * AT_ONCE, blocks.inputs_of(cut), tokens.get() + blocks.place(t, cut));
+                write_words(input + t * call.num_inputs + first_input(cut), inputs_of(cut),
+                            tokens.get() + blocks.place(t, cut), Number());
         const int64_t num_sums = call.num_tokens * PANEL_OUTPUTS;
-        const Scratch<float> panel = scratch<float>(AT_ONCE * PANEL_OUTPUTS), sums = scratch<float>(num_sums);
+        const Scratch<float> memory = scratch<float>(AT_ONCE * PANEL_OUTPUTS), sums = scratch<float>(num_sums);
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < num_panels; index++) {
             const auto outputs = outputs_at<PANEL_OUTPUTS>(call, index);
             std::fill_n(sums.get(), num_sums, 0.0f);
             blocks.visit([&](int64_t cut) {
-                const Weights weights(outputs, cut * AT_ONCE, call.num_inputs);
-                weights.fill(panel.get(), blocks.inputs_of(cut), !ARE_FEW);
-                return [&, weights, cut](const Turn &turn) {
+                const Weights weights(outputs, first_input(cut), call.num_inputs);
+                const float *panel = weights.panel(memory.get(), inputs_of(cut), !ARE_FEW);
+                return [&, weights, panel, cut](const Turn &turn) {
                     const auto add = [&](auto next) {
-                        add_products<AT_ONCE>(tokens.get() + blocks.place(turn.tile.first, cut), turn.tile.count, panel.get(),
-                                              blocks.inputs_of(cut),
-                                              sums.get() + turn.tile.first * PANEL_OUTPUTS, next);
+                        add_products<AT_ONCE, Number>(tokens.get() + blocks.place(turn.tile.first, cut), turn.tile.count, panel,
+                                                      blocks.inputs_of(cut), sums.get() + turn.tile.first * PANEL_OUTPUTS,
+                                                      next);
                     };
                     const float *numbers = tokens.get() + blocks.place(turn.next.first, cut);
                     if constexpr (ARE_FEW)
-                        add(weights.behind(AT_ONCE, turn.index, turn.number));
+                        add(weights.behind(AT_ONCE * PER_WORD, turn.index, turn.number));
                     else
                         add(share_of(numbers, turn.next.count * sizeof(float), AT_ONCE, 0, 1));
                 };
@@ -60,8 +70,8 @@ void multiply(const Linear &call) {
 
 template <class Element, class Weights>
 void multiply(const Linear &call) {
-    if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_INPUTS, true, Element, Weights>(call);
-    in_rounds<TILE_TOKENS, Element>(call, multiply<MANY_INPUTS, false, Element, Weights>);
+    if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_WORDS, true, Element, Weights>(call);
+    in_rounds<TILE_TOKENS, Element>(call, multiply<MANY_WORDS<typename Weights::Multiplied>, false, Element, Weights>);
 }
 
 }  // namespace
@@ -73,10 +83,11 @@ extern "C" void headrace_linear(const headrace::Linear *call) {
         with_type(call->weight_type, [=](auto weight) {
             using Element = decltype(number);
             using Weight = decltype(weight);
+            using Number = Multiplied<Element, Weight>;
             switch (call->layout) {
-                case COLUMNS: return multiply<Element, ColumnWeights<Weight>>(*call);
-                case INTERLEAVED: return multiply<Element, InterleavedWeights<Weight>>(*call);
-                default: return multiply<Element, RowWeights<Weight>>(*call);
+                case COLUMNS: return multiply<Element, ColumnWeights<Number, Weight>>(*call);
+                case INTERLEAVED: return multiply<Element, InterleavedWeights<Number, Weight>>(*call);
+                default: return multiply<Element, RowWeights<Number, Weight>>(*call);
             }
         });
     });

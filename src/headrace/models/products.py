@@ -52,9 +52,14 @@ def products(
 
 
 def library_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
-    """Returns the library where its products are used: torch's are of CPUs that have instructions for `dtype`."""
-    is_torchs = dtype is not torch.float32 and not is_slow(dtype, device)
-    return None if device.type != "cpu" or is_torchs else library()
+    """Returns the library where its products are used.
+
+    Torch's are where a CPU has instructions for `dtype` that the library has not: tiles of bfloat16 (AMX), and float16.
+    """
+    if device.type != "cpu":
+        return None
+    is_torchs = torch.cpu._is_amx_tile_supported() if dtype is torch.bfloat16 else dtype is torch.float16
+    return None if is_torchs and not is_slow(dtype, device) else library()
 
 
 class Products(TorchFunctionMode):

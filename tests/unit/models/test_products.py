@@ -138,6 +138,22 @@ def test_what_is_entered_depends_on_library_and_processor(monkeypatch: pytest.Mo
     monkeypatch.undo()
     if library() is not None:
         assert isinstance(products(torch.float32, cpu), LibraryProducts)
-    monkeypatch.setattr(multiplying, "is_slow", lambda dtype, device: False)
-    assert isinstance(products(torch.bfloat16, cpu), nullcontext)
     assert isinstance(products(torch.float32, torch.device("meta")), nullcontext)
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_bfloat16_is_multiplied_by_the_library_but_where_torch_has_tiles_for_it(
+    monkeypatch: pytest.MonkeyPatch, has_tiles: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+    entered = products(torch.bfloat16, torch.device("cpu"))
+    assert library() is None or isinstance(entered, nullcontext if has_tiles else LibraryProducts)
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_float16_is_multiplied_by_the_library_but_where_torch_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, has_instructions: bool
+) -> None:
+    monkeypatch.setattr(multiplying, "is_slow", lambda dtype, device: not has_instructions)
+    entered = products(torch.float16, torch.device("cpu"))
+    assert library() is None or isinstance(entered, nullcontext if has_instructions else LibraryProducts)
