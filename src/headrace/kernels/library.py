@@ -11,7 +11,7 @@ import torch
 from headrace.kernels.build import INSTRUCTION_SETS, library_file
 
 CHOICE = "HEADRACE_KERNELS"
-"""Environment variable: an instruction set (avx512_bf16, avx512_vnni, avx512, avx2), or `none` to leave everything to torch."""
+"""Environment variable: one of `INSTRUCTION_SETS`, or `none` to leave everything to torch."""
 
 
 @functools.cache
