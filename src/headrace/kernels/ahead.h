@@ -18,13 +18,15 @@ constexpr int LINE_BYTES = 64;
     if (count > 3) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T1);
 }
 
-// `step` bytes at each step, one after another: no more than four lines.
+// `step` bytes at each step, one after another: no more than four lines, into the first cache or the second one.
 struct NextBytes {
     const char *first;
     int64_t step;
+    bool into_second;
 
     [[gnu::always_inline]] void ask_for(int64_t index) const {
         const char *line = first + index * step;
+        if (into_second) return ask_for_lines(line, static_cast<int>((step + LINE_BYTES - 1) / LINE_BYTES));
         _mm_prefetch(line, _MM_HINT_T0);
         if (step > LINE_BYTES) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T0);
         if (step > 2 * LINE_BYTES) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T0);
@@ -42,10 +44,14 @@ struct NextOfBoth {
     }
 };
 
+// Whether the first cache would lose what tiles multiply again, since each of so few asks for much at a time.
+constexpr bool ask_for_much(int64_t num_tiles) { return num_tiles == 2 || num_tiles == 3; }
+
 // The share of one of `number` steps over `count` places, each of which takes `bytes` on.
-inline NextBytes share_of(const void *first, int64_t bytes, int64_t count, int64_t index, int64_t number) {
+inline NextBytes share_of(const void *first, int64_t bytes, int64_t count, int64_t index, int64_t number,
+                          bool into_second = false) {
     const int64_t step = bytes / number;
-    return {static_cast<const char *>(first) + index * count * step, step};
+    return {static_cast<const char *>(first) + index * count * step, step, into_second};
 }
 
 }  // namespace headrace

@@ -28,6 +28,7 @@ HEADERS = (
     "linear.h",
     "packed_linear.h",
     "packing.h",
+    "pages.h",
     "panels.h",
     "parties.h",
     "pointwise.h",
@@ -37,6 +38,7 @@ HEADERS = (
     "tiles.h",
     "types.h",
     "weights.h",
+    "words.h",
 )
 INSTRUCTION_SETS = {
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),

@@ -22,29 +22,25 @@ struct NextColumns {
     }
 };
 
-// Writes `count` numbers of an input as words.
+// Writes `count` numbers of an input as words; of pairs the second ones are those of the next input, if there is one.
 template <class Element>
-void write_columns(const Element *from, const Element *, int count, float *to, float) {
+void write_inputs(const Element *from, const Element *, int count, float *to, float) {
     write_words(from, count, to, float());
 }
-#if defined(__AVX512BF16__)
-// The same of two inputs as pairs; the second may be null.
-inline void write_columns(const bfloat16 *from, const bfloat16 *second, int count, float *to, bfloat16) {
-    for (int n = 0; n < count; n += LANES) {
-        const __mmask16 there = _cvtu32_mask16(count - n < LANES ? (1u << (count - n)) - 1 : 0xffffu);
-        const auto words = [=](const bfloat16 *of) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, of + n)); };
-        const __m512i later = second ? _mm512_slli_epi32(words(second), 16) : _mm512_setzero_si512();
-        _mm512_mask_storeu_epi32(to + n, there, _mm512_or_si512(words(from), later));
+inline void write_inputs(const bfloat16 *from, const bfloat16 *next, int count, float *to, bfloat16) {
+    int n = 0;
+    for (; n + LANES <= count; n += LANES) store(to + n, paired(from + n, next ? next + n : nullptr));
+    for (; n < count; n++) {
+        const bfloat16 pair[2] = {from[n], next ? next[n] : bfloat16{0}};
+        std::memcpy(to + n, pair, sizeof(pair));
     }
 }
-#endif
 
 // Weights of a panel's outputs, from some input on.
 template <class Number, class Element>
 class ColumnWeights {
    public:
-    using Multiplied = Number;
-    static constexpr int PER_WORD = inputs_per_word<Number>();
+    static constexpr int PER_WORD = numbers_per_word<Number>();
 
     ColumnWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t)
         : stride_(outputs.of.stride),
@@ -59,7 +55,7 @@ class ColumnWeights {
             next.ask_for(word);
             float *to = memory + word * PANEL_OUTPUTS;
             const Element *from = first_ + k * stride_;
-            write_columns(from, k + 1 < num_inputs ? from + stride_ : nullptr, num_outputs_, to, Number());
+            write_inputs(from, k + 1 < num_inputs ? from + stride_ : nullptr, num_outputs_, to, Number());
             std::fill(to + num_outputs_, to + PANEL_OUTPUTS, 0.0f);
         }
         return memory;

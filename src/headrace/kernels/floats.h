@@ -59,12 +59,6 @@ inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; 
 inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-#if defined(__AVX512BF16__)
-// c plus the products of two pairs of bfloat16 in each lane: of the second ones first, then of the first ones.
-inline Floats fma_of_pairs(Floats a, Floats b, Floats c) {
-    return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
-}
-#endif
 // Of these two the second where either is no number.
 inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -145,6 +139,14 @@ inline Floats evens(Floats halves, float16) {
 }
 inline Floats odds(Floats halves, float16) {
     return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(halves.v), 16)))};
+}
+// Pairs of LANES numbers each; the second ones are zero where they are null.
+inline Floats paired(const bfloat16 *first, const bfloat16 *second) {
+    const auto wide = [](const bfloat16 *p) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    };
+    const __m512i seconds = second ? _mm512_slli_epi32(wide(second), 16) : _mm512_setzero_si512();
+    return {_mm512_castsi512_ps(_mm512_or_si512(wide(first), seconds))};
 }
 
 #elif defined(__AVX2__)
@@ -273,6 +275,14 @@ inline Floats evens(Floats halves, float16) {
 }
 inline Floats odds(Floats halves, float16) {
     return narrow_pairs(_mm256_srli_epi32(_mm256_castps_si256(halves.v), 16));
+}
+// Pairs of LANES numbers each; the second ones are zero where they are null.
+inline Floats paired(const bfloat16 *first, const bfloat16 *second) {
+    const auto wide = [](const bfloat16 *p) {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    };
+    const __m256i seconds = second ? _mm256_slli_epi32(wide(second), 16) : _mm256_setzero_si256();
+    return {_mm256_castsi256_ps(_mm256_or_si256(wide(first), seconds))};
 }
 
 #else

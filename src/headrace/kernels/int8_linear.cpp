@@ -169,8 +169,8 @@ void multiply(const PackedLinear &call) {
                                               sums.get() + turn.tile.first * PACKED_OUTPUTS, next);
                     };
                     constexpr int STEPS = AT_ONCE / 4;
-                    const NextBytes behind =
-                        share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, STEPS, turn.index, turn.number);
+                    const NextBytes behind = share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, STEPS, turn.index,
+                                                      turn.number, ask_for_much(turn.number));
                     if constexpr (ARE_FEW)
                         add(behind);
                     else

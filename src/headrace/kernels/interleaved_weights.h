@@ -25,17 +25,15 @@ void widen_words(const float *words, float *panel, Half) {
 template <class Number, class Element>
 class InterleavedWeights {
    public:
-    using Multiplied = Number;
-
     InterleavedWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t num_inputs) {
         const int64_t first = outputs.first % INTERLEAVED_OUTPUTS;
         first_ = static_cast<const Element *>(outputs.of.weight) + (outputs.first - first) * num_inputs +
                  input * INTERLEAVED_OUTPUTS + first * PER_WORD;
     }
-    // Returns the panel: where it lies, if it has the words of one already, or widened in `memory`.
+    // Returns the panel: where it lies, or widened in `memory`.
     const float *panel(float *memory, int num_inputs, bool) const {
         const float *words = reinterpret_cast<const float *>(first_);
-        if constexpr (std::is_same_v<Number, Element> && PANEL_OUTPUTS == INTERLEAVED_OUTPUTS) return words;
+        if constexpr (IS_PANEL) return words;
         for (int k = 0; k < num_inputs; k += PER_WORD, words += INTERLEAVED_OUTPUTS)
 #pragma GCC unroll 4
             for (int n = 0; n < PANEL_OUTPUTS; n += LANES)
@@ -44,12 +42,14 @@ class InterleavedWeights {
     }
     // What tile `tile` of `num_tiles` is to ask for of as many inputs behind the first `num_inputs`.
     NextBytes behind(int num_inputs, int64_t tile, int64_t num_tiles) const {
-        constexpr int64_t WORD_INPUTS = inputs_per_word<Number>(), BYTES = INTERLEAVED_OUTPUTS * sizeof(Element) * WORD_INPUTS;
-        return share_of(first_ + num_inputs * INTERLEAVED_OUTPUTS, BYTES, num_inputs / WORD_INPUTS, tile, num_tiles);
+        constexpr int64_t WORD_INPUTS = numbers_per_word<Number>(), BYTES = INTERLEAVED_OUTPUTS * sizeof(Element) * WORD_INPUTS;
+        return share_of(first_ + num_inputs * INTERLEAVED_OUTPUTS, BYTES, num_inputs / WORD_INPUTS, tile, num_tiles,
+                        IS_PANEL && ask_for_much(num_tiles));
     }
 
    private:
-    static constexpr int PER_WORD = inputs_per_word<Element>();
+    static constexpr int PER_WORD = numbers_per_word<Element>();
+    static constexpr bool IS_PANEL = std::is_same_v<Number, Element> && PANEL_OUTPUTS == INTERLEAVED_OUTPUTS;
     const Element *first_;
 };
 

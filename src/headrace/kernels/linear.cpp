@@ -22,10 +22,9 @@ constexpr int FEW_WORDS = 64;
 template <class Number>
 constexpr int MANY_WORDS = std::is_same_v<Number, bfloat16> ? 1024 : 128;
 
-template <int AT_ONCE, bool ARE_FEW, class Element, class Weights>
+template <int AT_ONCE, bool ARE_FEW, class Element, class Number, class Weights>
 void multiply(const Linear &call) {
-    using Number = typename Weights::Multiplied;
-    constexpr int PER_WORD = inputs_per_word<Number>();
+    constexpr int PER_WORD = numbers_per_word<Number>();
     const Blocks<TILE_TOKENS, AT_ONCE> blocks{call.num_tokens, (call.num_inputs + PER_WORD - 1) / PER_WORD};
     const auto first_input = [](int64_t cut) { return cut * AT_ONCE * PER_WORD; };
     const auto inputs_of = [&](int64_t cut) {
@@ -68,10 +67,10 @@ void multiply(const Linear &call) {
     }
 }
 
-template <class Element, class Weights>
+template <class Element, class Number, class Weights>
 void multiply(const Linear &call) {
-    if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_WORDS, true, Element, Weights>(call);
-    in_rounds<TILE_TOKENS, Element>(call, multiply<MANY_WORDS<typename Weights::Multiplied>, false, Element, Weights>);
+    if (call.num_tokens <= FEW_TOKENS) return multiply<FEW_WORDS, true, Element, Number, Weights>(call);
+    in_rounds<TILE_TOKENS, Element>(call, multiply<MANY_WORDS<Number>, false, Element, Number, Weights>);
 }
 
 }  // namespace
@@ -85,9 +84,9 @@ extern "C" void headrace_linear(const headrace::Linear *call) {
             using Weight = decltype(weight);
             using Number = Multiplied<Element, Weight>;
             switch (call->layout) {
-                case COLUMNS: return multiply<Element, ColumnWeights<Number, Weight>>(*call);
-                case INTERLEAVED: return multiply<Element, InterleavedWeights<Number, Weight>>(*call);
-                default: return multiply<Element, RowWeights<Number, Weight>>(*call);
+                case COLUMNS: return multiply<Element, Number, ColumnWeights<Number, Weight>>(*call);
+                case INTERLEAVED: return multiply<Element, Number, InterleavedWeights<Number, Weight>>(*call);
+                default: return multiply<Element, Number, RowWeights<Number, Weight>>(*call);
             }
         });
     });

@@ -57,8 +57,6 @@ struct NextLines {
 template <class Number, class Element>
 class RowWeights {
    public:
-    using Multiplied = Number;
-
     RowWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t)
         : stride_(outputs.of.stride),
           rows_(static_cast<const Element *>(outputs.of.weight) + outputs.first * stride_ + input),
@@ -67,13 +65,13 @@ class RowWeights {
     // Writes a panel and returns it. What it has beyond `num_inputs` and the outputs is zeros; there is room for words up to
     // a multiple of 2 * LANES. Where it `asks`, what lies behind these inputs is asked for, row by row.
     const float *panel(float *memory, int num_inputs, bool asks) const {
-        constexpr int STEP = LANES * inputs_per_word<Element>();
+        constexpr int STEP = LANES * numbers_per_word<Element>();
         for (int n = 0; n < PANEL_OUTPUTS; n += LANES) {
             const int outputs = std::max(0, std::min(LANES, num_outputs_ - n));
             for (int k = 0; k < num_inputs; k += STEP) {
                 const int inputs = std::min(STEP, num_inputs - k);
                 const Element *from = rows_ + n * stride_ + k;
-                float *to = memory + k / inputs_per_word<Number>() * PANEL_OUTPUTS + n;
+                float *to = memory + k / numbers_per_word<Number>() * PANEL_OUTPUTS + n;
                 if (outputs == LANES && inputs == STEP) {
                     turn<Number>(from, stride_, to);
                     if (asks)

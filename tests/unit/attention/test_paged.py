@@ -24,6 +24,9 @@ from tests.unit.attention.layouts import CPU, Heads, Scene, attend_plainly, make
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 BACKENDS = [PagedAttention(load(name)) for name in usable()]
+IN_FP32 = [PagedAttention(load(name)) for name in usable() if name != "avx512_bf16"]
+IN_PAIRS = [PagedAttention(load(name)) for name in usable() if name == "avx512_bf16"]
+"""Of those that multiply pairs of bfloat16, if there is one here."""
 SHAPES = {
     "multi-head": Heads(num_heads=4, num_kv_heads=4, key_width=64, value_width=64),
     "grouped-query": Heads(num_heads=12, num_kv_heads=2, key_width=48, value_width=48),
@@ -148,10 +151,25 @@ def test_rows_that_share_blocks_attend_as_the_definition_says(name: str) -> None
 def test_narrow_types_are_rounded_once_at_the_end(heads: str, dtype: torch.dtype, codec: KVCodec | None) -> None:
     scene = make_scene(5, SHAPES[heads], [(0, 70), (44, 1), (100, 3)], block_tokens=16, dtype=dtype, codec=codec)
     defined = attend_plainly(scene, RULES["plain"])
-    for backend in BACKENDS:
+    for backend in IN_FP32 if dtype is torch.bfloat16 and codec is None else BACKENDS:
         attended = backend.attend(scene.query, scene.pages, scene.layout, RULES["plain"])
         assert attended.dtype == dtype
         torch.testing.assert_close(attended, defined.to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.skipif(not IN_PAIRS, reason="this processor does not multiply pairs of bfloat16")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("heads", SHAPES)
+def test_of_pairs_the_weights_are_rounded_too(heads: str, rule: str) -> None:
+    """Each weight moves by 2**-9 of itself at most, so a result by that of the largest value, before it is rounded."""
+    chunks = [(0, 70), (44, 1), (100, 3)]
+    scene = make_scene(5, SHAPES[heads], chunks, block_tokens=32, dtype=torch.bfloat16, window=RULES[rule].window)
+    defined = attend_plainly(scene, RULES[rule])
+    values = scene.pages.keys if scene.pages.values is None else scene.pages.values
+    moved = 2**-9 * float(values[~values.isnan()].abs().max())
+    (backend,) = IN_PAIRS
+    attended = backend.attend(scene.query, scene.pages, scene.layout, RULES[rule])
+    torch.testing.assert_close(attended.double(), defined.double(), atol=moved + 1e-5, rtol=2**-8)
 
 
 def test_a_value_that_is_no_number_reaches_those_who_see_it_and_nobody_else() -> None:
