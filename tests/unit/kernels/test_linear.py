@@ -142,3 +142,17 @@ def test_only_whole_registers_are_interleaved() -> None:
     shapes = {(64, 3): False, (64, 4): True, (63, 4): False, (192, 2): True}
     assert {shape: can_be_interleaved(drawn(*shape, dtype=torch.float16)) for shape in shapes} == shapes
     assert can_be_interleaved(drawn(64, 3)) and not can_be_interleaved(drawn(64, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_inputs_than_a_panel_has_give_the_same_bits_however_weights_lie(name: str, dtype: torch.dtype) -> None:
+    tokens, weight = drawn(100, 2200, dtype=dtype), drawn(64, 2200, dtype=dtype)
+    together = linear(load(name), tokens, weight, None)
+    columns = weight.t().contiguous().t()
+    interleaved = interleave(weight.clone())
+    assert torch.equal(linear(load(name), tokens[7:9], weight, None), together[7:9])
+    assert torch.equal(linear(load(name), tokens, columns, None), together)
+    for part in (tokens, tokens[:1], tokens[:11]):
+        (found,) = linears(load(name), part, [(interleaved, None)], are_interleaved=True)
+        assert torch.equal(found, together[: len(part)])

@@ -80,7 +80,9 @@ def test_linear_layers_have_the_library_s_products_of_their_own(monkeypatch: pyt
     own = LibraryProducts(found)
     with own, torch.inference_mode():
         expected = linear(tokens, layer.weight, layer.bias)
-    assert isinstance(own.put_into(nn.Sequential(layer, nn.SiLU()).modules()), nullcontext)
+    # Embedding's docstring has an example with @.
+    beside = nn.Sequential(layer, nn.SiLU(), nn.Embedding(3, 4))
+    assert isinstance(own.put_into(beside.modules()), nullcontext)
     with monkeypatch.context() as patch, torch.inference_mode():
         patch.setattr(nn.functional, "linear", None)
         assert torch.equal(layer(tokens), expected)
