@@ -194,7 +194,7 @@ def _multiplies(kind: type[nn.Module], has_parameters: bool) -> bool:
 
 
 def _without_strings(code: str) -> str:
-    """Returns code without what it says of itself: comments and strings, as nn.Embedding's, which has an example with @."""
+    """Returns code without comments and strings: nn.Embedding documents itself with an example of `@`."""
     tree = ast.parse(textwrap.dedent(code))
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
