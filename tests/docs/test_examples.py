@@ -37,7 +37,7 @@ def test_every_example_is_run_here() -> None:
 
 def test_batch_prints_one_json_object_per_note(run_example: Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
-    notes.write_text("two loaves of rye bread for Ann Miller on friday\nhaircut for Omar at 9:30 tomorrow\n")
+    notes.write_text("two loaves of rye bread for Ann Miller on friday\nhaircut for Omar, 9:30 on 12 March\n")
     answers = [json.loads(line) for line in run_example("batch.py", str(notes)).splitlines()]
     assert [answer["type"] for answer in answers] == ["order", "appointment"]
 

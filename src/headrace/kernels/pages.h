@@ -111,8 +111,8 @@ struct Paged {
     }
     // Gives `use` the rows of a visit: where they lie, or written to memory.
     template <class Number, class Use>
-    void with_rows(const Visit &visit, bool in_place, float *to, int row_words, Use use) const {
-        if (in_place) return use(this->in_place(visit));
+    void with_rows(const Visit &visit, bool where_they_lie, float *to, int row_words, Use use) const {
+        if (where_they_lie) return use(in_place(visit));
         use(written<Number>(visit, to, row_words));
     }
 };
