@@ -37,7 +37,7 @@ class PagedAttention:
             query.contiguous(),
             pages.keys,
             values,
-            _rows(layout),
+            rows_of(layout),
             value_width=pages.value_width,
             code_bits=None if pages.codec is None else pages.codec.bits,
             scale=rule.scale,
@@ -54,7 +54,8 @@ def _reads(pages: KVPages) -> bool:
     return is_known(pages.keys) and (pages.values is None or is_known(pages.values))
 
 
-def _rows(layout: RaggedLayout) -> kernel.Rows:
+def rows_of(layout: RaggedLayout) -> kernel.Rows:
+    """Returns the rows of a micro-batch as the library reads them."""
     found = layout.plans.get(())
     if found is None:
         found = kernel.Rows(layout.starts, layout.lengths, layout.query_starts, layout.block_table)

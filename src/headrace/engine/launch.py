@@ -42,6 +42,7 @@ from headrace.executor.probe import ActivationProbe
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.kv_cache.pools import KVPools
+from headrace.kernels.library import library
 from headrace.models import interleaved_layers
 from headrace.models.choices import slow_dtype_note
 from headrace.models.defaults import read_generation_defaults
@@ -50,9 +51,11 @@ from headrace.models.locate import locate_model
 from headrace.models.observation import layer_table
 from headrace.models.packed_layers import packed_codec
 from headrace.models.products import products
+from headrace.models.recorded_layers import MOST_TOKENS, arena_bytes, record_layers
 from headrace.models.remote_code import register_remote_code
 from headrace.models.shared_inputs import share_inputs
 from headrace.models.skeleton import read_model_config
+from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import Tokenizer, WithoutTokenizer, check_vocabulary, load_tokenizer
 from headrace.models.weight_map import WeightMap
 from headrace.planner.filling import Filling
@@ -72,6 +75,8 @@ from headrace.storage.process_memory import (
 from headrace.units import format_bytes
 
 BLOCK_TOKENS = 32
+_ARENA_SHARE = 1 / 16
+"""Of what weights and activations leave, at most so much goes to what makes few tokens faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +185,8 @@ def start(
         )
         below = division.kv
         tiers.settle()  # what measuring rates has left behind
+        if placed.streams is None and not below.layers and tiers.device.type == "cpu" and library() is not None:
+            _record_layers(placed.model, sweep, budget, dtype)
         cache = plan_cache(
             table=table,
             budget=budget,
@@ -214,6 +221,14 @@ def start(
         host=tiers.host_budget,
         device=tiers.device_budget,
     )
+
+
+def _record_layers(model: EngineModel, sweep: SweepPlan, budget: Budget, dtype: torch.dtype) -> None:
+    num_tokens = min(MOST_TOKENS, sweep.max_num_batched_tokens)
+    num_bytes = arena_bytes(model, dtype, num_tokens)
+    if num_bytes <= _ARENA_SHARE * budget.free_bytes:
+        budget.charge("what recorded layers write", num_bytes)
+        record_layers(model, num_bytes)
 
 
 def _assemble(
@@ -251,9 +266,11 @@ def _assemble(
         moving = KVMoving(cache=cache, blocks=BlockBytes(pools, len(plan.num_blocks)), tiers=tiers, speed=speed)
         placed.moves = moving
         scheduler = Scheduler(cache, limits, moving.is_faster)
+    # Where nothing is to be brought, micro-batches wait nowhere; but traces show what each layer takes.
+    waits = placed.streams is not None or below.layers or options.trace is not None
     executor = Executor(
         model=placed.model,
-        points=placed.points,
+        points=placed.points if waits else (),
         contexts=contexts,
         weights=placed.weights,
         experts=placed.experts,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from headrace.kernels.calls import make
 from headrace.kernels.types import TYPES, page_type
 
 BIAS_MULTIPLE = 32
 """The library reads a bias in whole tiles of so many keys."""
 
 
-class _Attention(Structure):
+class Attention(Structure):
     """`headrace::Attention` of attention.h."""
 
     _fields_ = (
@@ -50,6 +51,11 @@ class Rows:
         self.fields = {name: array.ctypes.data for name, array in zip(names, self._arrays, strict=True)}
         self.fields |= {"table_width": block_table.shape[1], "num_rows": len(starts)}
 
+    def put_into(self, call: Attention) -> None:
+        """Has a call attend for these rows, which have as many tokens together as those it was made for."""
+        for name, number in self.fields.items():
+            setattr(call, name, number)
+
 
 def attend(
     library: ctypes.CDLL,
@@ -79,7 +85,7 @@ def attend(
     """
     output = query.new_empty(*query.shape[:2], value_width)
     key_width = query.shape[2]
-    call = _Attention(
+    call = Attention(
         query=query.data_ptr(),
         output=output.data_ptr(),
         keys=keys.data_ptr(),
@@ -103,5 +109,5 @@ def attend(
         softcap=softcap or 0.0,
         **rows.fields,
     )
-    library.headrace_attend(byref(call))
+    make(library.headrace_attend, call)
     return output

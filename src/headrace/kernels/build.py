@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp")
+SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp", "replay.cpp")
 HEADERS = (
     "ahead.h",
     "attention.h",
@@ -33,6 +33,7 @@ HEADERS = (
     "parties.h",
     "pointwise.h",
     "results.h",
+    "replay.h",
     "row_weights.h",
     "scratch.h",
     "tiles.h",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, byref, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.calls import make
 from headrace.kernels.types import TYPES, page_type
 
 
@@ -64,7 +65,7 @@ def write_kv(
         value_width=value_width,
         num_threads=torch.get_num_threads(),
     )
-    library.headrace_write_kv(byref(call))
+    make(library.headrace_write_kv, call)
 
 
 def _with_rows(numbers: Tensor) -> Tensor:

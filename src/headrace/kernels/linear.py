@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from headrace.kernels.interleaving import INTERLEAVED_OUTPUTS
+from headrace.kernels.calls import make
 from headrace.kernels.types import MOST_WEIGHTS, TYPES
 
 _ROWS, _COLUMNS, _INTERLEAVED = range(3)
@@ -77,5 +78,5 @@ def linear(
         if bias is not None:
             place.bias = bias.data_ptr()
         outputs.append(output)
-    library.headrace_linear(byref(call))
+    make(library.headrace_linear, call)
     return outputs

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.calls import make
 from headrace.kernels.types import MOST_WEIGHTS, TYPES
 
 
@@ -85,5 +86,5 @@ def _products(
         if bias is not None:
             place.bias = bias.data_ptr()
         outputs.append(output)
-    function(byref(call))
+    make(function, call)
     return outputs

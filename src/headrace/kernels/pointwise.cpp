@@ -48,6 +48,18 @@ void combine(const Element *first, const Element *second, Element *output, int64
         store_first(output + i, function(load_first(first + i, count - i), load_first(second + i, count - i)), count - i);
 }
 
+// The same in pieces, for which there may be several threads.
+template <class Element, class Function>
+void combine_all(const Element *first, const Element *second, Element *output, int64_t count, int num_threads,
+                 Function function) {
+    const int64_t num_pieces = (count + PIECE_NUMBERS - 1) / PIECE_NUMBERS;
+#pragma omp parallel for num_threads(threads_for(count, num_threads))
+    for (int64_t piece = 0; piece < num_pieces; piece++) {
+        const int64_t from = piece * PIECE_NUMBERS;
+        combine(first + from, second + from, output + from, std::min(PIECE_NUMBERS, count - from), function);
+    }
+}
+
 // ---- RMSNorm --------------------------------------------------------------------------------------------------------
 
 template <class Element>
@@ -107,14 +119,9 @@ inline Floats gelu_tanh(Floats x) {
 
 template <class Element, class Function>
 void gate_all(const Gate &call, Function activation) {
-    const int64_t num_pieces = (call.count + PIECE_NUMBERS - 1) / PIECE_NUMBERS;
-#pragma omp parallel for num_threads(threads_for(call.count, call.num_threads))
-    for (int64_t piece = 0; piece < num_pieces; piece++) {
-        const int64_t first = piece * PIECE_NUMBERS;
-        combine(static_cast<const Element *>(call.gate) + first, static_cast<const Element *>(call.up) + first,
-                      static_cast<Element *>(call.output) + first, std::min(PIECE_NUMBERS, call.count - first),
-                      [=](Floats gate, Floats up) { return kept<Element>(activation(gate)) * up; });
-    }
+    combine_all(static_cast<const Element *>(call.gate), static_cast<const Element *>(call.up),
+                static_cast<Element *>(call.output), call.count, call.num_threads,
+                [=](Floats gate, Floats up) { return kept<Element>(activation(gate)) * up; });
 }
 
 template <class Element>
@@ -151,6 +158,15 @@ void rotate_all(const Rotation &call) {
                    static_cast<Element *>(call.output) + (token * call.num_heads + head) * call.width, call.width);
 }
 
+// ---- sums -----------------------------------------------------------------------------------------------------------
+
+template <class Element>
+void add_all(const Sum &call) {
+    combine_all(static_cast<const Element *>(call.first), static_cast<const Element *>(call.second),
+                static_cast<Element *>(call.output), call.count, call.num_threads,
+                [](Floats a, Floats b) { return a + b; });
+}
+
 }  // namespace
 }  // namespace headrace
 
@@ -164,4 +180,8 @@ extern "C" void headrace_gate(const headrace::Gate *call) {
 
 extern "C" void headrace_rotate(const headrace::Rotation *call) {
     headrace::with_type(call->type, [=](auto number) { headrace::rotate_all<decltype(number)>(*call); });
+}
+
+extern "C" void headrace_add(const headrace::Sum *call) {
+    headrace::with_type(call->type, [=](auto number) { headrace::add_all<decltype(number)>(*call); });
 }

@@ -1,4 +1,4 @@
-// What headrace_rms_norm and headrace_gate are called with; headrace/kernels/pointwise.py has the same structures.
+// What the functions below are called with; headrace/kernels/pointwise.py has the same structures.
 #pragma once
 
 #include "types.h"
@@ -47,8 +47,18 @@ struct Rotation {
     int32_t num_threads;
 };
 
+// output = first + second, number by number.
+struct Sum {
+    const void *first, *second;
+    void *output;
+    int64_t count;
+    int32_t type;  // of all three
+    int32_t num_threads;
+};
+
 }  // namespace headrace
 
 extern "C" void headrace_rms_norm(const headrace::RmsNorm *call);
 extern "C" void headrace_gate(const headrace::Gate *call);
 extern "C" void headrace_rotate(const headrace::Rotation *call);
+extern "C" void headrace_add(const headrace::Sum *call);

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.calls import make
 from headrace.kernels.types import TYPES
 
 
@@ -59,6 +60,16 @@ class _Rotation(Structure):
     )
 
 
+class _Sum(Structure):
+    """`headrace::Sum` of pointwise.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("first", "second", "output")),
+        ("count", c_int64),
+        *((name, c_int32) for name in ("type", "num_threads")),
+    )
+
+
 def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
     """Returns `numbers` (..., W), of one of `TYPES`, divided by their root mean square, by `weight` (W).
 
@@ -78,7 +89,7 @@ def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: flo
         num_threads=torch.get_num_threads(),
         epsilon=epsilon,
     )
-    library.headrace_rms_norm(byref(call))
+    make(library.headrace_rms_norm, call)
     return output
 
 
@@ -98,7 +109,7 @@ def gated(library: ctypes.CDLL, gate: Tensor, up: Tensor, activation: Activation
         activation=activation,
         num_threads=torch.get_num_threads(),
     )
-    library.headrace_gate(byref(call))
+    make(library.headrace_gate, call)
     return output
 
 
@@ -124,5 +135,20 @@ def rotated(library: ctypes.CDLL, numbers: Tensor, cosines: Tensor, sines: Tenso
         type=TYPES[numbers.dtype],
         num_threads=torch.get_num_threads(),
     )
-    library.headrace_rotate(byref(call))
+    make(library.headrace_rotate, call)
+    return output
+
+
+def added(library: ctypes.CDLL, first: Tensor, second: Tensor) -> Tensor:
+    """Returns first + second, both contiguous, of one shape and of one of `TYPES`."""
+    output = torch.empty_like(first)
+    call = _Sum(
+        first=first.data_ptr(),
+        second=second.data_ptr(),
+        output=output.data_ptr(),
+        count=first.numel(),
+        type=TYPES[first.dtype],
+        num_threads=torch.get_num_threads(),
+    )
+    make(library.headrace_add, call)
     return output

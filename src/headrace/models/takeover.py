@@ -80,6 +80,11 @@ class EngineModel:
             if isinstance(module, _StandIn):
                 yield from module.__dict__["real"].modules()
 
+    def layers(self) -> dict[int, nn.Module]:
+        """Returns the decoder layers themselves, by index."""
+        stand_ins = (module for module in self._model.modules() if isinstance(module, _LayerStandIn))
+        return {stand_in.__dict__["point"].layer: stand_in.__dict__["real"] for stand_in in stand_ins}
+
     def forward(self, context: MicroBatchContext) -> Tensor:
         """Returns the logits (R, vocabulary) of the wanted tokens; runs inside a coroutine, in inference mode."""
         return run_forward(self._model, context)
@@ -99,7 +104,7 @@ def run_forward(model: PreTrainedModel, context: MicroBatchContext) -> Tensor:
     """Returns the logits (R, vocabulary) of the wanted tokens from a model that was taken over."""
     taken = inspect.signature(type(model).forward).parameters
     cache_name = next(name for name in ("past_key_values", "cache_params") if name in taken)
-    arguments: dict[str, object] = {cache_name: _EngineCache()}
+    arguments: dict[str, object] = {cache_name: EngineCache()}
     if "position_ids" in taken:
         arguments["position_ids"] = context.positions
     output = model(input_ids=context.token_ids, use_cache=True, logits_to_keep=context.logit_tokens, **arguments)
@@ -229,7 +234,7 @@ def _number_experts(model: PreTrainedModel) -> None:
         found.module.headrace_layer = layer
 
 
-class _EngineCache:
+class EngineCache:
     """What models get as cache: it stores nothing, since attention and state adapters keep all memory themselves.
 
     A real object is needed: without one transformers guesses packed sequences from position ids.
@@ -258,26 +263,26 @@ class _EngineCache:
         return keys, values
 
 
-class _MaskRule(Tensor):
+class MaskRule(Tensor):
     """An empty tensor that carries a layer's mask rule through the model to its attention function."""
 
     allowed: Visibility | None
     window: int | None
 
     @staticmethod
-    def carrying(allowed: Visibility | None, window: int | None) -> _MaskRule:
-        rule = torch.empty(0).as_subclass(_MaskRule)
+    def carrying(allowed: Visibility | None, window: int | None) -> MaskRule:
+        rule = torch.empty(0).as_subclass(MaskRule)
         rule.allowed, rule.window = allowed, window
         return rule
 
-    def to(self, *_: object, **__: object) -> _MaskRule:
+    def to(self, *_: object, **__: object) -> MaskRule:
         return self
 
 
-def _engine_mask(*_: object, mask_function: Visibility, local_size: int | None = None, **__: object) -> _MaskRule:
+def _engine_mask(*_: object, mask_function: Visibility, local_size: int | None = None, **__: object) -> MaskRule:
     """transformers' mask function: receives each kind of layer's rule as index arithmetic, and passes it on."""
     allowed = None if mask_function is _CAUSAL else mask_function
-    return _MaskRule.carrying(allowed, local_size)
+    return MaskRule.carrying(allowed, local_size)
 
 
 def _engine_attention(
@@ -300,7 +305,7 @@ def _engine_attention(
         softcap=softcap,
         sinks=s_aux,
         allowed=_beyond_window(attention_mask, sliding_window),
-        reach=attention_mask.window if isinstance(attention_mask, _MaskRule) else sliding_window,
+        reach=attention_mask.window if isinstance(attention_mask, MaskRule) else sliding_window,
     )
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     return current().attend(module.layer_idx, queries, keys, values, rule)[None], None
@@ -308,7 +313,7 @@ def _engine_attention(
 
 def _beyond_window(attention_mask: object, window: int | None) -> Visibility | None:
     """Returns what the layer's mask asks for beyond causality and the window that it states as a number."""
-    if not isinstance(attention_mask, _MaskRule):
+    if not isinstance(attention_mask, MaskRule):
         return None
     said_as_number = window is not None and attention_mask.window == window
     return None if said_as_number else attention_mask.allowed

@@ -12,6 +12,7 @@ Experts may be brought by themselves: which ones a micro-batch needs is known on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,4 +134,4 @@ def stages(points: Sequence[Point]) -> list[tuple[Point, ...]]:
     """Returns `points` cut before every point that has weights of its own."""
     assert not points or points[0].has_weights, f"{points[0]} has no weights to run on"
     starts = [index for index, point in enumerate(points) if point.has_weights]
-    return [tuple(points[start:stop]) for start, stop in zip(starts, [*starts[1:], len(points)], strict=True)]
+    return [tuple(points[start:stop]) for start, stop in pairwise([*starts, len(points)])]
