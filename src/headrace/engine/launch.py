@@ -39,10 +39,10 @@ from headrace.executor.contexts import ContextBuilder
 from headrace.executor.executor import Executor, nothing
 from headrace.executor.pools import build_pools
 from headrace.executor.probe import ActivationProbe
+from headrace.kernels.library import library
 from headrace.kv_cache.block_bytes import BlockBytes
 from headrace.kv_cache.manager import KVCacheManager
 from headrace.kv_cache.pools import KVPools
-from headrace.kernels.library import library
 from headrace.models import interleaved_layers
 from headrace.models.choices import slow_dtype_note
 from headrace.models.defaults import read_generation_defaults

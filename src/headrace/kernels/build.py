@@ -14,7 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCES = ("attention.cpp", "int4_linear.cpp", "int8_linear.cpp", "kv_write.cpp", "linear.cpp", "pointwise.cpp", "replay.cpp")
+SOURCES = (
+    "attention.cpp",
+    "int4_linear.cpp",
+    "int8_linear.cpp",
+    "kv_write.cpp",
+    "linear.cpp",
+    "pointwise.cpp",
+    "replay.cpp",
+)
 HEADERS = (
     "ahead.h",
     "attention.h",

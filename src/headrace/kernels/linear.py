@@ -10,8 +10,8 @@ from ctypes import Structure, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from headrace.kernels.interleaving import INTERLEAVED_OUTPUTS
 from headrace.kernels.calls import make
+from headrace.kernels.interleaving import INTERLEAVED_OUTPUTS
 from headrace.kernels.types import MOST_WEIGHTS, TYPES
 
 _ROWS, _COLUMNS, _INTERLEAVED = range(3)

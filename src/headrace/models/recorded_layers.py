@@ -92,7 +92,11 @@ class RecordedLayer:
     def forward(self, *args: object, **kwargs: object) -> object:  # torch's name
         """What the layer returns, bit for bit."""
         context = current()
-        if context.token_ids.shape[1] > MOST_TOKENS or context.brought or Point("attention", self._index) in context.waits:
+        if (
+            context.token_ids.shape[1] > MOST_TOKENS
+            or context.brought
+            or Point("attention", self._index) in context.waits
+        ):
             return self._own(*args, **kwargs)
         signature, inputs = self._arguments.look_at(args, kwargs)
         if signature not in self.recordings:
@@ -196,13 +200,15 @@ class _Watch(TorchDispatchMode):
 
     Attributes:
         is_pure: nothing has, but for views.
-        written: all memory that was allocated, so that none of it is used twice.
+        written: memory that was allocated for what is written into it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_pure = True
         self.written: list[Tensor] = []
+        self._results: list[object] = []
+        """All of them: an address must not stand for a copy at first, and for something else later."""
 
     def __torch_dispatch__(
         self,
@@ -221,6 +227,7 @@ class _Watch(TorchDispatchMode):
             case _:
                 result = function(*args, **(kwargs or {}))
                 is_written = function in _ALLOCATIONS
+        self._results.append(result)
         if is_written and isinstance(result, Tensor):
             self.written.append(result)
         elif not function.is_view:
@@ -268,7 +275,7 @@ class _Arguments:
         self._inputs: list[Tensor] = []
 
     def look_at(self, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Signature, list[Tensor]]:
-        """Returns what must be equal of two calls of a layer to be noted as one, and the tensors among the arguments."""
+        """Returns what must be equal of two calls of a layer to be noted as one, and the tensors among them."""
         first: list[Tensor] = []
         parts = [*_parts(args[:1], first)]
         others = (*args[1:], *kwargs.values())

@@ -12,8 +12,8 @@ Experts may be brought by themselves: which ones a micro-batch needs is known on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 PointKind = Literal["embedding", "layer", "attention", "experts", "head"]

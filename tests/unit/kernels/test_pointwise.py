@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.library import load, usable
-from headrace.kernels.pointwise import Activation, NormForm, gated, rms_norm, rotated
+from headrace.kernels.pointwise import Activation, NormForm, added, gated, rms_norm, rotated
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
 
@@ -70,6 +70,14 @@ def test_gates_of_any_size_give_what_they_tend_to(name: str, activation: Activat
     found = gated(load(name), ends, torch.ones_like(ends), activation)
     expected = ACTIVATIONS[activation](ends)
     assert torch.allclose(found, expected, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (64, 2048)], ids=str)
+def test_a_sum_is_that_of_torch_to_the_last_bit(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    first, second = drawn(*shape, dtype=dtype), drawn(*shape, dtype=dtype, spread=100.0).flip(0)
+    assert torch.equal(added(load(name), first, second), first + second)
 
 
 @pytest.mark.parametrize("name", usable())

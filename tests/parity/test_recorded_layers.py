@@ -1,0 +1,121 @@
+"""Layers whose calls are made again return, in every family, what they return themselves: bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from headrace import LLM, SamplingParams
+from headrace.attention.paged import best_attention
+from headrace.engine.options import Quantization
+from headrace.executor.executor import Sampled
+from headrace.kernels.library import library, usable
+from headrace.models import recorded_layers
+from headrace.models.products import LibraryProducts
+from headrace.models.recorded_layers import MOST_TOKENS, RecordedLayer, Recording, arena_bytes, record_layers
+from headrace.models.takeover import EngineModel
+from headrace.scheduler.sweep import Chunk
+from tests.parity.harness import Row, Shape, crowded_rows, greedy, make_rig, sharing_rows, table_of
+from tests.tiny_configs import TINY_CONFIGS
+from tests.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.skipif(not usable(), reason="no library is built")
+
+RECORDED = ("gemma2", "llama", "llama3_rope", "llama_tied", "mistral", "qwen2", "qwen3")
+"""Families whose layers do nothing between calls that is not a view or a sum."""
+PROMPTS = [[7, 8, 9], [11, 12, 13, 14, 15], [16], [17, 18]]
+GREEDY = [SamplingParams(temperature=0, max_tokens=number, logprobs=1, ignore_eos=True) for number in (24, 9, 24, 14)]
+
+
+def engine_model(name: str) -> EngineModel:
+    model = make_tiny_model(name, dtype=torch.bfloat16)
+    return EngineModel(model, table_of(model))
+
+
+def products() -> LibraryProducts:
+    found = library()
+    assert found is not None
+    return LibraryProducts(found)
+
+
+def run(model: EngineModel, rows: Sequence[Row], shape: Shape) -> list[Tensor]:
+    """Returns the logits of all sweeps."""
+    logits: list[Tensor] = []
+
+    def noting(of_sweep: Tensor, chunks: Sequence[Chunk]) -> Sampled:
+        logits.append(of_sweep.clone())
+        return greedy(of_sweep, chunks)
+
+    make_rig(model, shape, torch.bfloat16).run(rows, sampler=noting)
+    return logits
+
+
+def recordings(model: EngineModel) -> Iterator[Recording | None]:
+    for layer in model.layers().values():
+        recorded = layer.forward.__self__  # type: ignore[attr-defined]
+        assert isinstance(recorded, RecordedLayer)
+        yield from recorded.recordings.values()
+
+
+@pytest.mark.parametrize("name", sorted(TINY_CONFIGS))
+def test_logits_are_the_same(name: str) -> None:
+    model = engine_model(name)
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    rows = [*crowded_rows(every=2), *sharing_rows(every=3)]
+    expected = run(model, rows, shape)
+    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    for own, again in zip(expected, run(model, rows, shape), strict=True):
+        assert torch.equal(own, again)
+    found = list(recordings(model))
+    if name in RECORDED:
+        assert found and all(found)
+
+
+def test_what_is_copied_is_not_taken_for_what_was_written_where_the_copy_lay() -> None:
+    model = engine_model("gemma3_text")  # normalises queries that it has turned: a copy, but for one token
+    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    run(model, crowded_rows(every=2), Shape(attention=best_attention, products=products, waits=frozenset()))
+    recorded = [
+        signature[0][0][1]  # type: ignore[index]
+        for layer in model.layers().values()
+        for signature, found in layer.forward.__self__.recordings.items()  # type: ignore[attr-defined]
+        if found is not None
+    ]
+    assert set(recorded) == {1}
+
+
+def test_a_layer_that_writes_more_than_there_is_memory_for_runs_as_it_is() -> None:
+    model = engine_model("llama")
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    expected = run(model, crowded_rows(), shape)
+    record_layers(model, 1)
+    assert all(torch.equal(own, again) for own, again in zip(expected, run(model, crowded_rows(), shape), strict=True))
+    assert set(recordings(model)) == {None}
+
+
+def test_other_pages_are_not_taken_for_those_that_were_recorded() -> None:
+    model = engine_model("llama")
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    expected = run(model, crowded_rows(), shape)
+    assert any(recordings(model))
+    assert all(torch.equal(own, again) for own, again in zip(expected, run(model, crowded_rows(), shape), strict=True))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_a_model_answers_the_same(demo_model: str, quantization: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> list[object]:
+        with LLM(demo_model, memory="2GiB", quantization=quantization) as llm:
+            outputs = llm.generate(PROMPTS, GREEDY)
+            engine = llm._require_engine()
+            num_recorded.append(sum(found is not None for found in recordings(engine.executor.model)))  # type: ignore[arg-type]
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
+
+    num_recorded: list[int] = []
+    again = answers()
+    monkeypatch.setattr(recorded_layers, "MOST_TOKENS", 0)
+    assert again == answers()
+    assert num_recorded[0] > num_recorded[1] == 0
