@@ -35,7 +35,8 @@ def make(function: Function, argument: Structure) -> None:
 @contextmanager
 def noted() -> Iterator[list[Call]]:
     """Notes the calls that this thread makes meanwhile, in their order; not to be entered twice."""
-    _notes.calls = calls = []
+    calls: list[Call] = []
+    _notes.calls = calls
     try:
         yield calls
     finally:

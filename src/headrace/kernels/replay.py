@@ -51,11 +51,12 @@ class Replay:
 
     def __init__(self, library: ctypes.CDLL, calls: Sequence[Call], moves: Sequence[Move]) -> None:
         self._calls = calls  # lie where the library finds them
-        steps = (_Step * len(calls))(
-            *((cast(call.function, c_void_p), addressof(call.argument)) for call in calls)  # type: ignore[arg-type]
-        )
-        moved = (_Move * len(moves))(*((addressof(move.address), move.source, move.offset) for move in moves))
-        self._sources = (c_void_p * (1 + max(move.source for move in moves)))()
+        steps, moved = (_Step * len(calls))(), (_Move * len(moves))()
+        for step, call in zip(steps, calls, strict=True):
+            step.function, step.call = cast(call.function, c_void_p), addressof(call.argument)  # type: ignore[arg-type]
+        for to, move in zip(moved, moves, strict=True):
+            to.address, to.source, to.offset = addressof(move.address), move.source, move.offset
+        self._sources = (c_int64 * (1 + max(move.source for move in moves)))()
         self._kept = steps, moved
         self._argument = _Replay(
             steps=addressof(steps),
@@ -68,5 +69,5 @@ class Replay:
 
     def make(self, sources: Sequence[int]) -> None:
         """Makes the calls; `sources` begin at these addresses."""
-        self._sources[:] = sources[: len(self._sources)]
+        self._sources[:] = sources[: len(self._sources)]  # type: ignore[call-overload]
         self._function(self._reference)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import Structure, c_void_p
+from ctypes import Array, Structure, c_void_p
 from operator import is_not
 from typing import NamedTuple
 
@@ -22,12 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.attention.paged import rows_of
 from headrace.attention.ragged import KVPages, RaggedLayout
+from headrace.compression.packed_linear import PackedLinear
 from headrace.kernels.attention import Attention
 from headrace.kernels.calls import Call, noted
 from headrace.kernels.library import library
 from headrace.kernels.pointwise import added
 from headrace.kernels.replay import Move, Replay
 from headrace.kernels.types import is_known
+from headrace.models.interleaved_layers import InterleavedLinear
 from headrace.models.micro_batch import MicroBatchContext, current
 from headrace.models.takeover import EngineCache, EngineModel, MaskRule
 from headrace.schedule.steps import Point
@@ -38,6 +40,7 @@ _MOST_RECORDINGS = 8
 _BORDER_BYTES = 64
 _OWN_NUMBERS = 1.5
 """What a layer's calls write, in numbers that go into its linear layers or come out of them."""
+_PRODUCTS = (nn.Linear, InterleavedLinear, PackedLinear)
 _ROW_FIELDS = frozenset(("starts", "lengths", "query_starts", "block_table"))
 
 Signature = tuple[object, ...]
@@ -59,10 +62,10 @@ class Arena:
 def arena_bytes(model: EngineModel, dtype: torch.dtype, num_tokens: int) -> int:
     """Returns what calls of a layer with `num_tokens` write."""
     widths = [
-        sum(module.in_features + module.out_features for module in layer.modules() if hasattr(module, "out_features"))
+        sum(module.in_features + module.out_features for module in layer.modules() if isinstance(module, _PRODUCTS))
         for layer in model.layers().values()
     ]
-    return int(_OWN_NUMBERS * max(widths) * dtype.itemsize * num_tokens)
+    return int(_OWN_NUMBERS * max(widths, default=0) * dtype.itemsize * num_tokens)
 
 
 def record_layers(model: EngineModel, num_bytes: int) -> None:
@@ -195,7 +198,7 @@ def _moving(inputs: Sequence[Tensor], layout: RaggedLayout, result: Tensor) -> l
     return [*inputs, layout.write_blocks, layout.write_offsets, result]
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, sums are the library's, and it is seen what else happens to numbers.
 
     Attributes:
@@ -204,7 +207,7 @@ class _Watch(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_pure = True
         self.written: list[Tensor] = []
         self._results: list[object] = []
@@ -307,14 +310,12 @@ def _parts(values: object, inputs: list[Tensor]) -> Iterator[object]:
 
 def _addresses(argument: Structure) -> Iterator[c_void_p]:
     """Yields the addresses in a call, where they lie, but for those of its rows."""
-    names = [name for name, *_ in argument._fields_]
-    for name in names:
+    for name, kind, *_ in argument._fields_:
         if isinstance(argument, Attention) and name in _ROW_FIELDS:
             continue
-        value, field = getattr(argument, name), getattr(type(argument), name)
-        if dict(argument._fields_)[name] is c_void_p:
-            if value is not None:
-                yield c_void_p.from_buffer(argument, field.offset)
-        elif hasattr(value, "_length_") and issubclass(value._type_, Structure):
+        value = getattr(argument, name)
+        if kind is c_void_p and value is not None:
+            yield c_void_p.from_buffer(argument, getattr(type(argument), name).offset)
+        elif isinstance(value, Array) and issubclass(value._type_, Structure):
             for part in value:
                 yield from _addresses(part)
