@@ -30,6 +30,7 @@ from headrace.kernels.pointwise import added
 from headrace.kernels.replay import Move, Replay
 from headrace.kernels.types import is_known
 from headrace.models.interleaved_layers import InterleavedLinear
+from headrace.models.layer_table import AttentionSpec
 from headrace.models.micro_batch import MicroBatchContext, current
 from headrace.models.takeover import EngineCache, EngineModel, MaskRule
 from headrace.schedule.steps import Point
@@ -69,34 +70,38 @@ def arena_bytes(model: EngineModel, dtype: torch.dtype, num_tokens: int) -> int:
 
 
 def record_layers(model: EngineModel, num_bytes: int) -> None:
-    """Gives the layers of a model whose weights stay a `forward` that notes calls and makes them again.
+    """Gives layers with attention, of a model whose weights stay, a `forward` that notes calls and makes them again.
 
     Args:
         num_bytes: `arena_bytes`.
     """
     arena, arguments = Arena(num_bytes), _Arguments()
     for index, layer in model.layers().items():
-        layer.forward = RecordedLayer(layer, index, arena, arguments).forward
+        if isinstance(model.table.layers[index].memory, AttentionSpec):
+            layer.forward = RecordedLayer(layer, index, arena, arguments).forward
 
 
 class RecordedLayer:
     """The forward of a layer.
 
     Attributes:
-        recordings: by what a layer is called with, in the order of their making; None where it cannot be recorded.
+        can_be_recorded: what happens in it was not seen to be more than calls of the library.
+        recordings: by what it is called with, in the order of their making; None where an address is not understood.
     """
 
     def __init__(self, layer: nn.Module, index: int, arena: Arena, arguments: _Arguments) -> None:
         self._own: Callable[..., object] = layer.forward
         self._layer, self._index, self._arena, self._arguments = layer, index, arena, arguments
         self._latest: Signature | None = None
+        self.can_be_recorded = True
         self.recordings: dict[Signature, Recording | None] = {}
 
     def forward(self, *args: object, **kwargs: object) -> object:  # torch's name
         """What the layer returns, bit for bit."""
         context = current()
         if (
-            context.token_ids.shape[1] > MOST_TOKENS
+            not self.can_be_recorded
+            or context.token_ids.shape[1] > MOST_TOKENS
             or context.brought
             or Point("attention", self._index) in context.waits
         ):
@@ -121,12 +126,12 @@ class RecordedLayer:
         """Runs the layer and notes what it calls."""
         with noted() as calls, _Watch() as watch:
             result = self._own(*args, **kwargs)
-        recording = None
-        if watch.is_pure and isinstance(result, Tensor):
-            recording = self._recording(context, calls, inputs, watch.written, result)
+        if not (watch.is_pure and isinstance(result, Tensor)):
+            self.can_be_recorded = False
+            return result
         if len(self.recordings) == _MOST_RECORDINGS:
             del self.recordings[next(iter(self.recordings))]
-        self.recordings[signature] = recording
+        self.recordings[signature] = self._recording(context, calls, inputs, watch.written, result)
         return result
 
     def _recording(
