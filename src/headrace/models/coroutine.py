@@ -1,7 +1,7 @@
 """The one file with greenlets: a micro-batch's forward as a coroutine that waits wherever it needs bytes.
 
 The model's own unmodified `forward` runs inside the greenlet, so code between layers keeps working in every
-architecture. Greenlets of one thread share its torch modes: only the driver may enter one, or what does not wait within.
+architecture. Greenlets of one thread share its torch modes: only the driver may enter one, or code that cannot wait.
 """
 
 from __future__ import annotations
