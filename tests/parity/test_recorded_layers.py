@@ -14,6 +14,7 @@ from headrace.engine.options import Quantization
 from headrace.executor.executor import Sampled
 from headrace.kernels.library import library, usable
 from headrace.models import recorded_layers
+from headrace.models.architectures import EXACT
 from headrace.models.products import LibraryProducts
 from headrace.models.recorded_layers import MOST_TOKENS, RecordedLayer, Recording, arena_bytes, record_layers
 from headrace.models.takeover import EngineModel
@@ -59,7 +60,9 @@ def recordings(model: EngineModel) -> Iterator[Recording | None]:
             yield from recorded.recordings.values()
 
 
-@pytest.mark.parametrize("name", sorted(TINY_CONFIGS))
+@pytest.mark.parametrize(
+    "name", [*sorted(TINY_CONFIGS), *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(EXACT))]
+)
 def test_logits_are_the_same(name: str) -> None:
     model = engine_model(name)
     shape = Shape(attention=best_attention, products=products, waits=frozenset())
