@@ -95,10 +95,13 @@ void normalise(const RmsNorm &call, const Element *row, Element *output) {
 
 template <class Element>
 void normalise_all(const RmsNorm &call) {
-#pragma omp parallel for num_threads(threads_for(call.num_rows * call.width, call.num_threads))
-    for (int64_t row = 0; row < call.num_rows; row++)
-        normalise(call, static_cast<const Element *>(call.input) + row * call.width,
+    const int64_t num_rows = call.num_outer * call.num_inner;
+#pragma omp parallel for num_threads(threads_for(num_rows * call.width, call.num_threads))
+    for (int64_t row = 0; row < num_rows; row++) {
+        const int64_t place = row / call.num_inner * call.outer_stride + row % call.num_inner * call.inner_stride;
+        normalise(call, static_cast<const Element *>(call.input) + place,
                   static_cast<Element *>(call.output) + row * call.width);
+    }
 }
 
 // ---- gates ----------------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ enum NormForm : int32_t {
     ONE_PLUS_WEIGHT = 2,       // (1 + weight) * number, rounded once
 };
 
-// output (R, W) = input (R, W), each row divided by the root of its mean square and `epsilon`, by weight (W).
+// output (A, B, W) = input (A, B, W), each row divided by the root of its mean square and `epsilon`, by weight (W).
 struct RmsNorm {
     const void *input, *weight;
     void *output;
-    int64_t num_rows, width;
+    int64_t num_outer, num_inner, width;
+    int64_t outer_stride, inner_stride;  // of the input, in numbers
     int32_t type;  // of all three
     int32_t form;
     int32_t num_threads;

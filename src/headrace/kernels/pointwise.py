@@ -34,7 +34,7 @@ class _RmsNorm(Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("input", "weight", "output")),
-        *((name, c_int64) for name in ("num_rows", "width")),
+        *((name, c_int64) for name in ("num_outer", "num_inner", "width", "outer_stride", "inner_stride")),
         *((name, c_int32) for name in ("type", "form", "num_threads")),
         ("epsilon", c_float),
     )
@@ -75,15 +75,21 @@ def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: flo
 
     Zhang and Sennrich, 2019. Sums are taken in fp32.
     """
-    numbers, weight = numbers.contiguous(), weight.contiguous()
-    output = torch.empty_like(numbers)
-    width = numbers.shape[-1]
+    weight, rows = weight.contiguous(), _row_places(numbers)
+    if rows is None:
+        numbers = numbers.contiguous()
+        rows = _row_places(numbers)
+        assert rows is not None, "rows that lie one behind the other are one dimension"
+    output = numbers.new_empty(numbers.shape)
     call = _RmsNorm(
         input=numbers.data_ptr(),
         weight=weight.data_ptr(),
         output=output.data_ptr(),
-        num_rows=numbers.numel() // width,
-        width=width,
+        num_outer=rows[0][0],
+        num_inner=rows[1][0],
+        width=numbers.shape[-1],
+        outer_stride=rows[0][1],
+        inner_stride=rows[1][1],
         type=TYPES[numbers.dtype],
         form=form,
         num_threads=torch.get_num_threads(),
@@ -91,6 +97,19 @@ def rms_norm(library: ctypes.CDLL, numbers: Tensor, weight: Tensor, epsilon: flo
     )
     make(library.headrace_rms_norm, call)
     return output
+
+
+def _row_places(numbers: Tensor) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Returns two dimensions, as size and stride, that the rows of `numbers` lie in; None where they take more."""
+    *sizes, width = numbers.shape
+    *strides, step = numbers.stride()
+    if numbers.is_contiguous():
+        return (1, 0), (numbers.numel() // width, width)
+    outer = [(size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1]
+    if step != 1 or len(outer) > 2:
+        return None
+    first, second = [(1, 0), (1, 0), *outer][-2:]
+    return first, second
 
 
 def gated(library: ctypes.CDLL, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:

@@ -54,6 +54,18 @@ def test_a_norm_is_that_of_transformers(name: str, dtype: torch.dtype, shape: tu
 
 
 @pytest.mark.parametrize("name", usable())
+@pytest.mark.parametrize("dims", [(0, 2, 1, 3), (2, 0, 1, 3), (1, 2, 0, 3), (0, 1, 3, 2)], ids=str)
+def test_a_norm_of_what_was_turned_is_that_of_its_copy(name: str, dims: tuple[int, ...]) -> None:
+    numbers = drawn(2, 5, 3, 40, dtype=torch.bfloat16).permute(dims)
+    weight, form = drawn(numbers.shape[-1], dtype=torch.bfloat16), NormForm.ONE_PLUS_WEIGHT
+    found = rms_norm(load(name), numbers, weight, 1e-6, form)
+    assert found.is_contiguous()
+    assert torch.equal(found, rms_norm(load(name), numbers.contiguous(), weight, 1e-6, form))
+    alone = rms_norm(load(name), numbers[:1, 1:], weight, 1e-6, form)
+    assert torch.equal(alone, found[:1, 1:])
+
+
+@pytest.mark.parametrize("name", usable())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("activation", Activation)
