@@ -49,6 +49,7 @@ _BYTES_PER_CANDIDATE = 64
 
 # How a row is drawn, and the depths at which its candidates are looked for.
 _Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus", "typical"], tuple[int, ...]]
+_GREEDY: _Method = ("greedy", ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +88,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
     for method, members in groups.items():
         for indices in _parts(members, rows_at_once):
             part = [rows[index] for index in indices]
+            if method == _GREEDY and num_tokens % BLOCK_WIDTH == 0 and not any(map(_changes_logits, part)):
+                token_ids[indices], is_finite[indices] = most_likely_one(_pick(logits, indices))
+                continue
             loaded = _load(logits, indices)
             for place, index in enumerate(indices):
                 try:
@@ -119,7 +123,7 @@ def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenL
 
 def _method(sampling: ResolvedSampling, num_tokens: int) -> _Method:
     if sampling.is_greedy:
-        return "greedy", ()
+        return _GREEDY
     if sampling.typical_p < 1:
         return "typical", ()
     if 0 < sampling.top_k < num_tokens:
@@ -143,14 +147,21 @@ def _parts(indices: list[int], size: int) -> Iterator[list[int]]:
         yield indices[start : start + size]
 
 
+def _changes_logits(row: SamplingRow) -> bool:
+    return row.sampling.adjusts_logits or row.guide is not None or row.step < row.sampling.min_tokens
+
+
+def _pick(logits: Tensor, indices: list[int]) -> Tensor:
+    is_run = indices[-1] - indices[0] + 1 == len(indices)  # indices ascend; a run needs no copy
+    return logits[indices[0] : indices[-1] + 1] if is_run else logits[torch.tensor(indices, device=logits.device)]
+
+
 def _load(logits: Tensor, indices: list[int]) -> Tensor:
     """Returns the rows as float32, filled up with -inf to whole blocks."""
-    is_run = indices[-1] - indices[0] + 1 == len(indices)  # indices ascend; a run needs no copy
-    rows = logits[indices[0] : indices[-1] + 1] if is_run else logits[torch.tensor(indices, device=logits.device)]
     num_tokens = logits.shape[1]
     width = -(-num_tokens // BLOCK_WIDTH) * BLOCK_WIDTH
     loaded = torch.empty(len(indices), width, dtype=torch.float32, device=logits.device)
-    loaded[:, :num_tokens] = rows
+    loaded[:, :num_tokens] = _pick(logits, indices)
     loaded[:, num_tokens:] = -torch.inf
     return loaded
 

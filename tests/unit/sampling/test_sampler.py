@@ -58,8 +58,9 @@ def test_greedy_is_the_first_largest_logit(num_tokens: int, dtype: torch.dtype) 
     assert token_ids(logits, [make_row()] * 16) == logits.float().argmax(-1).tolist()
 
 
-def test_greedy_takes_the_lowest_id_of_equals() -> None:
-    logits = make_logits(64, 1000).round().to(torch.bfloat16)
+@pytest.mark.parametrize("num_tokens", [1000, 1024])
+def test_greedy_takes_the_lowest_id_of_equals(num_tokens: int) -> None:
+    logits = make_logits(64, num_tokens).round().to(torch.bfloat16)
     assert (logits == logits.amax(-1, keepdim=True)).sum() > 80
     assert token_ids(logits, [make_row()] * 64) == logits.float().argmax(-1).tolist()
 
@@ -225,10 +226,11 @@ def test_logprobs_of_a_small_vocabulary_are_all_its_tokens() -> None:
 
 @pytest.mark.parametrize("parameters", MANY_PARAMETERS, ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("num_tokens", [1000, 1024])
 def test_a_row_whose_logits_are_not_finite_says_so_and_leaves_the_others_alone(
-    parameters: dict[str, Any], value: float
+    parameters: dict[str, Any], value: float, num_tokens: int
 ) -> None:
-    logits = make_logits(3, 1000)
+    logits = make_logits(3, num_tokens)
     rows = [make_row(**parameters, seed=seed) for seed in range(3)]
     expected = sample(logits, rows)
     logits[1, 77] = value
