@@ -59,6 +59,14 @@ def test_a_run_with_experts_shows_which_are_read_and_who_waits_for_them(tmp_path
     assert any(name.startswith("expert ") and name.endswith(" of layer 1") for name in reading)
 
 
+def test_a_run_in_memory_shows_its_layers(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "model")
+    write_tokenizer(tmp_path / "model", 97)
+    with LLM(tmp_path / "model", memory="2GiB", trace=tmp_path / "trace.json") as llm:
+        llm.generate([make_prompt(1)], SamplingParams(max_tokens=3, temperature=0))
+    assert spans_by_track(tmp_path / "trace.json")["micro-batch 0"].count("layer 1") == 3
+
+
 @pytest.mark.parametrize("schedule", [sweep_steps, serial_steps])
 def test_both_schedules_resume_the_same_places(schedule: Schedule, tmp_path: Path) -> None:
     shape = Shape(num_micro_batches=2, schedule=schedule)

@@ -45,6 +45,8 @@ _PRODUCTS = (nn.Linear, InterleavedLinear, PackedLinear)
 _ROW_FIELDS = frozenset(("starts", "lengths", "query_starts", "block_table"))
 
 Signature = tuple[object, ...]
+_UNKNOWN = object()
+"""In a signature: something that may be different inside."""
 
 
 class Arena:
@@ -85,12 +87,13 @@ class RecordedLayer:
     """The forward of a layer.
 
     Attributes:
-        can_be_recorded: what happens in it was not seen to be more than calls of the library.
+        can_be_recorded: nothing was seen to happen in it but calls of the library.
         recordings: by what it is called with, in the order of their making; None where an address is not understood.
     """
 
     def __init__(self, layer: nn.Module, index: int, arena: Arena, arguments: _Arguments) -> None:
         self._own: Callable[..., object] = layer.forward
+        self._points = Point("attention", index), Point("experts", index)
         self._layer, self._index, self._arena, self._arguments = layer, index, arena, arguments
         self._latest: Signature | None = None
         self.can_be_recorded = True
@@ -103,10 +106,12 @@ class RecordedLayer:
             not self.can_be_recorded
             or context.token_ids.shape[1] > MOST_TOKENS
             or context.brought
-            or Point("attention", self._index) in context.waits
+            or not context.waits.isdisjoint(self._points)
         ):
             return self._own(*args, **kwargs)
         signature, inputs = self._arguments.look_at(args, kwargs)
+        if _UNKNOWN in signature:
+            return self._own(*args, **kwargs)
         if signature not in self.recordings:
             is_second, self._latest = signature == self._latest, signature
             return self._record(context, signature, inputs, args, kwargs) if is_second else self._own(*args, **kwargs)
@@ -291,7 +296,7 @@ class _Arguments:
             self._inputs = []
             self._signature = (*kwargs, *_parts(others, self._inputs))
             self._latest = others
-        return (*parts, self._signature), first + self._inputs
+        return (*parts, *self._signature), first + self._inputs
 
 
 def _parts(values: object, inputs: list[Tensor]) -> Iterator[object]:
@@ -310,7 +315,7 @@ def _parts(values: object, inputs: list[Tensor]) -> Iterator[object]:
             case EngineCache():
                 yield EngineCache
             case _:
-                yield object()  # equal to nothing
+                yield _UNKNOWN
 
 
 def _addresses(argument: Structure) -> Iterator[c_void_p]:
