@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -18,7 +19,8 @@ from headrace.kernels.library import library, usable
 from headrace.models import recorded_layers
 from headrace.models.architectures import EXACT
 from headrace.models.products import LibraryProducts
-from headrace.models.recorded_layers import MOST_TOKENS, RecordedLayer, Recording, arena_bytes, record_layers
+from headrace.models.recorded_layers import MOST_TOKENS, RecordedLayer, arena_bytes, record_layers
+from headrace.models.recording import Recording
 from headrace.models.takeover import EngineModel
 from headrace.scheduler.sweep import Chunk
 from tests.parity.harness import Row, Shape, crowded_rows, greedy, make_rig, sharing_rows, table_of
@@ -38,10 +40,14 @@ def engine_model(name: str) -> EngineModel:
     return EngineModel(model, table_of(model))
 
 
-def products() -> LibraryProducts:
+def found_library() -> ctypes.CDLL:
     found = library()
     assert found is not None
-    return LibraryProducts(found)
+    return found
+
+
+def products() -> LibraryProducts:
+    return LibraryProducts(found_library())
 
 
 def run(model: EngineModel, rows: Sequence[Row], shape: Shape) -> list[Tensor]:
@@ -76,7 +82,7 @@ def test_logits_are_the_same(name: str) -> None:
     shape = Shape(attention=best_attention, products=products, waits=frozenset())
     rows = [*crowded_rows(every=2), *sharing_rows(every=3)]
     expected = run(model, rows, shape)
-    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
     for own, again in zip(expected, run(model, rows, shape), strict=True):
         assert torch.equal(own, again)
     found = list(recordings(model))
@@ -89,7 +95,7 @@ def test_what_is_copied_is_not_taken_for_what_was_written_where_the_copy_lay() -
     for layer in model.layers().values():
         norm = cast("nn.Module", layer.input_layernorm)
         norm.forward = lambda hidden, own=norm.forward: own(turned(hidden))
-    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
     run(model, crowded_rows(every=2), Shape(attention=best_attention, products=products, waits=frozenset()))
     recorded = [
         signature[0][0][1]  # type: ignore[index]
@@ -104,7 +110,7 @@ def test_a_layer_that_writes_more_than_there_is_memory_for_runs_as_it_is() -> No
     model = engine_model("llama")
     shape = Shape(attention=best_attention, products=products, waits=frozenset())
     expected = run(model, crowded_rows(), shape)
-    record_layers(model, 1)
+    record_layers(found_library(), model, 1)
     assert all(torch.equal(own, again) for own, again in zip(expected, run(model, crowded_rows(), shape), strict=True))
     assert set(recordings(model)) == {None}
 
@@ -112,7 +118,7 @@ def test_a_layer_that_writes_more_than_there_is_memory_for_runs_as_it_is() -> No
 def test_a_layer_that_is_given_what_may_change_inside_runs_as_it_is() -> None:
     model = engine_model("llama")
     shape = Shape(attention=best_attention, products=products, waits=frozenset())
-    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
     for layer in model.layers().values():
         layer.forward = partial(layer.forward, notes={})
     run(model, crowded_rows(), shape)
@@ -122,7 +128,7 @@ def test_a_layer_that_is_given_what_may_change_inside_runs_as_it_is() -> None:
 def test_other_pages_are_not_taken_for_those_that_were_recorded() -> None:
     model = engine_model("llama")
     shape = Shape(attention=best_attention, products=products, waits=frozenset())
-    record_layers(model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
     expected = run(model, crowded_rows(), shape)
     assert any(recordings(model))
     assert all(torch.equal(own, again) for own, again in zip(expected, run(model, crowded_rows(), shape), strict=True))

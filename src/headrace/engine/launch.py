@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -185,8 +186,9 @@ def start(
         )
         below = division.kv
         tiers.settle()  # what measuring rates has left behind
-        if placed.streams is None and not below.layers and tiers.device.type == "cpu" and library() is not None:
-            _record_layers(placed.model, sweep, budget, dtype)
+        found = library()
+        if placed.streams is None and not below.layers and tiers.device.type == "cpu" and found is not None:
+            _record_layers(found, placed.model, sweep, budget, dtype)
         cache = plan_cache(
             table=table,
             budget=budget,
@@ -223,12 +225,14 @@ def start(
     )
 
 
-def _record_layers(model: EngineModel, sweep: SweepPlan, budget: Budget, dtype: torch.dtype) -> None:
+def _record_layers(
+    found: ctypes.CDLL, model: EngineModel, sweep: SweepPlan, budget: Budget, dtype: torch.dtype
+) -> None:
     num_tokens = min(MOST_TOKENS, sweep.max_num_batched_tokens)
     num_bytes = arena_bytes(model, dtype, num_tokens)
     if num_bytes <= _ARENA_SHARE * budget.free_bytes:
         budget.charge("what recorded layers write", num_bytes)
-        record_layers(model, num_bytes)
+        record_layers(found, model, num_bytes)
 
 
 def _assemble(
