@@ -63,7 +63,8 @@ def watched(library: ctypes.CDLL, run: Callable[[], object]) -> tuple[object, Ru
 class Recording:
     """The calls of a run, as they are made again."""
 
-    def __init__(self, library: ctypes.CDLL, run: Run, moves: Sequence[Move]) -> None:
+    def __init__(self, library: ctypes.CDLL, run: Run, arena: Arena, moves: Sequence[Move]) -> None:
+        self._arena = arena  # lies where calls write
         self._calls = Replay(library, run.calls, moves)
         self._attends = [call.argument for call in run.calls if isinstance(call.argument, Attention)]
         self._shape, self._dtype = run.result.shape, run.result.dtype
@@ -96,7 +97,7 @@ class Recording:
                 address.value = arena.first + place[1] + number - place[0].first
             elif not any(number in span for span in kept):
                 return None
-        return Recording(library, run, moves)
+        return Recording(library, run, arena, moves)
 
     def replay(self, given: Sequence[Tensor], rows: Rows) -> Tensor:
         """Makes the calls with what is given this time, and for these rows; returns their result."""
