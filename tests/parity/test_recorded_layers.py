@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headrace import LLM, SamplingParams
 from headrace.attention.paged import best_attention
 from headrace.engine.options import Quantization
+from headrace.errors import SweepError
 from headrace.executor.executor import Sampled
 from headrace.kernels.library import library, usable
 from headrace.models import recorded_layers
@@ -88,6 +89,72 @@ def test_logits_are_the_same(name: str) -> None:
     found = list(recordings(model))
     if name in RECORDED:
         assert found and all(found)
+
+
+def steady_rows(num_sweeps: int) -> list[Row]:
+    """Three rows that get one token in each sweep but the first."""
+    return [Row(prompt=tuple(range(start, start + 5)), num_new=num_sweeps) for start in (3, 30, 60)]
+
+
+def followers(model: EngineModel) -> list[int]:
+    """Returns with how many calls each layer is known to follow the one before."""
+    return [len(layer.forward.__self__.following) for layer in model.layers().values()]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "mistral", "qwen3"])
+def test_layers_that_follow_each_other_are_made_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine_model(name)
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    expected = run(model, steady_rows(8), shape)
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    made: list[int] = []
+    monkeypatch.setattr(Recording, "make", lambda self, own=Recording.make: (made.append(1), own(self))[1])
+    for own, again in zip(expected, run(model, steady_rows(8), shape), strict=True):
+        assert torch.equal(own, again)
+    assert followers(model) == [0, *[1] * (len(followers(model)) - 1)]
+    assert len(made) == 5, "of eight sweeps one has more tokens, one is not recorded yet, and one is"
+
+
+def test_layers_between_which_something_happens_are_made_one_by_one() -> None:
+    model = engine_model("llama")
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+
+    class Doubled(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
+            return self.layer(hidden.mul_(2), *args, **kwargs)
+
+    found = model.module.get_decoder().layers
+    for index, layer in enumerate(found):
+        found[index] = Doubled(layer)
+    expected = run(model, steady_rows(8), shape)
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    for own, again in zip(expected, run(model, steady_rows(8), shape), strict=True):
+        assert torch.equal(own, again)
+    assert any(recordings(model))
+    assert not any(followers(model))
+
+
+def test_a_model_that_does_something_else_between_layers_than_before_is_told() -> None:
+    model = engine_model("llama")
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    last = model.module.get_decoder().layers[-1]
+    own, num_sweeps = last.forward, 0
+
+    def sampler(logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
+        nonlocal num_sweeps
+        num_sweeps += 1
+        if num_sweeps == 5:
+            last.forward = lambda hidden, *args, **kwargs: own(hidden * 2, *args, **kwargs)
+        return greedy(logits, chunks)
+
+    with pytest.raises(SweepError, match="given something else"):
+        make_rig(model, shape, torch.bfloat16).run(steady_rows(8), sampler=sampler)
+    assert num_sweeps == 5
 
 
 def test_what_is_copied_is_not_taken_for_what_was_written_where_the_copy_lay() -> None:

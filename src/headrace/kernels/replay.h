@@ -16,12 +16,13 @@ struct Step {
     const void *call;
 };
 
-// Calls of this library's functions, in order, once their addresses are right.
+// Calls of this library's functions, in order, once their addresses are right; then those of `next`, if there are any.
 struct Replay {
     const Step *steps;
     const Move *moves;
     int64_t num_steps, num_moves;
     const char *const *sources;
+    const Replay *next;
 };
 
 }  // namespace headrace

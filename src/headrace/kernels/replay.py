@@ -42,7 +42,7 @@ class _Replay(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("steps", "moves")),
         *((name, c_int64) for name in ("num_steps", "num_moves")),
-        ("sources", c_void_p),
+        *((name, c_void_p) for name in ("sources", "next")),
     )
 
 
@@ -65,9 +65,14 @@ class Replay:
             num_moves=len(moved),
             sources=addressof(self._sources),
         )
+        self._address = addressof(self._argument)
         self._function, self._reference = library.headrace_replay, byref(self._argument)
 
-    def make(self, sources: Sequence[int]) -> None:
-        """Makes the calls; `sources` begin at these addresses."""
+    def prepare(self, sources: Sequence[int], following: Replay | None) -> None:
+        """Has `make` make the calls with sources that begin at these addresses, and then those of `following`."""
         self._sources[:] = sources[: len(self._sources)]  # type: ignore[call-overload]
+        self._argument.next = None if following is None else following._address
+
+    def make(self) -> None:
+        """Makes the calls that were prepared."""
         self._function(self._reference)

@@ -8,9 +8,11 @@ its calls are recorded, and from then on made with other addresses, bit for bit 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from operator import is_not
+from itertools import count, zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,13 @@ from torch import Tensor, nn
 from headrace.attention.paged import rows_of
 from headrace.attention.ragged import KVPages, RaggedLayout
 from headrace.compression.packed_linear import PackedLinear
+from headrace.models.call_signatures import UNKNOWN, Arguments, Signature
 from headrace.models.interleaved_layers import InterleavedLinear
 from headrace.models.layer_table import AttentionSpec
 from headrace.models.micro_batch import MicroBatchContext, current
+from headrace.models.neighbours import Neighbours
 from headrace.models.recording import Arena, Recording, watched
-from headrace.models.takeover import EngineCache, EngineModel, MaskRule
+from headrace.models.takeover import EngineModel
 from headrace.schedule.steps import Point
 
 MOST_TOKENS = 64
@@ -31,10 +35,6 @@ _MOST_RECORDINGS = 8
 _OWN_NUMBERS = 1.5
 """What a layer's calls write, in numbers that go into its linear layers or come out of them."""
 _PRODUCTS = (nn.Linear, InterleavedLinear, PackedLinear)
-
-Signature = tuple[object, ...]
-_UNKNOWN = object()
-"""In a signature: something that may be different inside."""
 
 
 def arena_bytes(model: EngineModel, dtype: torch.dtype, num_tokens: int) -> int:
@@ -52,10 +52,35 @@ def record_layers(library: ctypes.CDLL, model: EngineModel, num_bytes: int) -> N
     Args:
         num_bytes: `arena_bytes`.
     """
-    arena, arguments = Arena(num_bytes), _Arguments()
+    shared = _Shared(library, Arena(num_bytes), Arguments(), Neighbours(model.module))
     for index, layer in model.layers().items():
         if isinstance(model.table.layers[index].memory, AttentionSpec):
-            layer.forward = RecordedLayer(library, layer, index, arena, arguments).forward
+            shared.layers[index] = RecordedLayer(layer, index, shared)
+            layer.forward = shared.layers[index].forward
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What the layers of a model share.
+
+    Attributes:
+        layers: by index.
+        ahead: what the latest of them made beside its own calls.
+    """
+
+    library: ctypes.CDLL
+    arena: Arena
+    arguments: Arguments
+    neighbours: Neighbours
+    layers: dict[int, RecordedLayer] = field(default_factory=dict)
+    ahead: _Ahead | None = None
+
+
+class _Ahead(NamedTuple):
+    """Layers whose calls were made together with those of the layer before them, and what the last of them returns."""
+
+    layers: range
+    result: Tensor
 
 
 class RecordedLayer:
@@ -64,32 +89,88 @@ class RecordedLayer:
     Attributes:
         can_be_recorded: nothing was seen to happen in it but calls of the library.
         recordings: by what it is called with, in the order of their making; None where an address is not understood.
+        following: with which of them it is called right after the layer before, which is called with the same.
     """
 
-    def __init__(self, library: ctypes.CDLL, layer: nn.Module, index: int, arena: Arena, arguments: _Arguments) -> None:
+    def __init__(self, layer: nn.Module, index: int, shared: _Shared) -> None:
         self._own: Callable[..., object] = layer.forward
-        self._library, self._layer, self._index = library, layer, index
+        self._layer, self._index, self._shared = layer, index, shared
         self._points = Point("attention", index), Point("experts", index)
-        self._arena, self._arguments = arena, arguments
         self._latest: Signature | None = None
         self._pages: KVPages | None = None  # those that recordings know
         self.can_be_recorded = True
         self.recordings: dict[Signature, Recording | None] = {}
+        self.following: set[Signature] = set()
 
     def forward(self, *args: object, **kwargs: object) -> object:  # torch's name
         """What the layer returns."""
+        shared = self._shared
+        if (ahead := shared.ahead) is not None:
+            if self._index in ahead.layers:
+                return self._pass_on(ahead, args)
+            shared.ahead = None
         context, own = current(), partial(self._own, *args, **kwargs)
         if not self.can_be_recorded or not self._calls_for_it(context):
             return own()
-        signature, inputs = self._arguments.look_at(args, kwargs)
+        signature, inputs = shared.arguments.look_at(args, kwargs)
+        if (recording := self.recordings.get(signature)) is not None:
+            return self._make(recording, signature, inputs, context)
+        is_next = bool(args) and shared.arguments.are_the_same and shared.neighbours.are_next(args[0], signature)
+        is_second, self._latest = signature == self._latest, signature
+        if signature in self.recordings or UNKNOWN in signature:
+            return own()
+        if not is_second:
+            shared.neighbours.ask()
+            return own()
+        result = self._record(signature, (*inputs, *_places(self._layout(context))), own)
+        if is_next:
+            self.following.add(signature)
+        shared.neighbours.note(result, signature)
+        return result
+
+    def _pass_on(self, ahead: _Ahead, args: Sequence[object]) -> Tensor:
+        """Returns what was made before."""
+        if not args or args[0] is not ahead.result:
+            raise RuntimeError(
+                f"layer {self._index} was given something else than layer {self._index - 1} had returned, as it was "
+                "when their calls were recorded: this model cannot have its layers recorded; please report it"
+            )
+        return ahead.result
+
+    def _make(
+        self, recording: Recording, signature: Signature, inputs: list[Tensor], context: MicroBatchContext
+    ) -> Tensor:
+        """Makes the layer's calls, and those of layers that are known to follow; returns the last one's result."""
+        layout = self._layout(context)
+        stretch = [recording, *self._followers(signature, context)]
+        hidden, others, rows = inputs[0], (*inputs[1:], *_places(layout)), rows_of(layout)
+        results = [recording.empty_result() for _ in stretch[:2]]
+        for number, (one, following) in enumerate(zip_longest(stretch, stretch[1:])):
+            result = results[number % 2]
+            one.prepare((hidden, *others), result, rows, following)
+            hidden = result
+        recording.make()
+        self._shared.ahead = _Ahead(range(self._index + 1, self._index + len(stretch)), hidden)
+        return hidden
+
+    def _followers(self, signature: Signature, context: MicroBatchContext) -> Iterator[Recording]:
+        """Yields what was recorded of the layers behind this one, as long as each is known to follow."""
+        if context.waits or context.skipped_layers:
+            return
+        group_of, layers = context.pools.group_of, self._shared.layers
+        for index in count(self._index + 1):
+            layer = layers.get(index)
+            if layer is None or signature not in layer.following or group_of[index] != group_of[self._index]:
+                return
+            recording = layer.recordings.get(signature)
+            if recording is None or not layer._calls_for_it(context):
+                return
+            yield recording
+
+    def _layout(self, context: MicroBatchContext) -> RaggedLayout:
         layout = context.layouts[context.pools.group_of[self._index]]
         assert isinstance(layout, RaggedLayout), "it has attention"
-        given = (*inputs, layout.write_blocks, layout.write_offsets)
-        if (recording := self.recordings.get(signature)) is not None:
-            return recording.replay(given, rows_of(layout))
-        is_second, self._latest = signature == self._latest, signature
-        is_new = signature not in self.recordings and _UNKNOWN not in signature
-        return self._record(signature, given, own) if is_second and is_new else own()
+        return layout
 
     def _calls_for_it(self, context: MicroBatchContext) -> bool:
         """Whether the layer may run without its own code, and should."""
@@ -105,52 +186,20 @@ class RecordedLayer:
 
     def _record(self, signature: Signature, given: Sequence[Tensor], own: Callable[[], object]) -> object:
         assert self._pages is not None
-        result, run = watched(self._library, own)
+        result, run = watched(self._shared.library, own)
         if run is None:
             self.can_be_recorded = False
             return result
         if len(self.recordings) == _MOST_RECORDINGS:
-            del self.recordings[next(iter(self.recordings))]
+            oldest = next(iter(self.recordings))
+            del self.recordings[oldest]
+            self.following.discard(oldest)
         pages = (self._pages.keys, self._pages.values)
         staying = (*self._layer.parameters(), *self._layer.buffers(), *(kept for kept in pages if kept is not None))
-        self.recordings[signature] = Recording.of(self._library, run, self._arena, given, staying)
+        self.recordings[signature] = Recording.of(self._shared.library, run, self._shared.arena, given, staying)
         return result
 
 
-class _Arguments:
-    """What layers are called with: all but the first argument is often the same as for the layer before."""
-
-    def __init__(self) -> None:
-        self._latest: tuple[object, ...] = ()
-        self._signature: Signature = ()
-        self._inputs: list[Tensor] = []
-
-    def look_at(self, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Signature, list[Tensor]]:
-        """Returns what must be equal of two calls of a layer to be recorded as one, and the tensors among them."""
-        first: list[Tensor] = []
-        parts = [*_parts(args[:1], first)]
-        others = (*args[1:], *kwargs.values())
-        if len(others) != len(self._latest) or any(map(is_not, others, self._latest)):
-            self._inputs = []
-            self._signature = (*kwargs, *_parts(others, self._inputs))
-            self._latest = others
-        return (*parts, *self._signature), first + self._inputs
-
-
-def _parts(values: Sequence[object], inputs: list[Tensor]) -> Iterator[object]:
-    """Yields what must be equal of two arguments for the same calls to be made, and notes tensors in `inputs`."""
-    for value in values:
-        match value:
-            case MaskRule():
-                yield value.allowed is None, value.window
-            case Tensor():
-                inputs.append(value)
-                yield value.shape, value.stride(), value.dtype
-            case tuple():
-                yield from _parts(value, inputs)
-            case None | bool() | int() | float() | str():
-                yield value
-            case EngineCache():
-                yield EngineCache
-            case _:
-                yield _UNKNOWN
+def _places(layout: RaggedLayout) -> tuple[Tensor, Tensor]:
+    """Returns where the micro-batch's KV is written."""
+    return layout.write_blocks, layout.write_offsets

@@ -99,13 +99,21 @@ class Recording:
                 return None
         return Recording(library, run, arena, moves)
 
-    def replay(self, given: Sequence[Tensor], rows: Rows) -> Tensor:
-        """Makes the calls with what is given this time, and for these rows; returns their result."""
-        result = torch.empty(self._shape, dtype=self._dtype)
+    def empty_result(self) -> Tensor:
+        """Returns memory that what the run returns goes into."""
+        return torch.empty(self._shape, dtype=self._dtype)
+
+    def prepare(self, given: Sequence[Tensor], result: Tensor, rows: Rows, following: Recording | None = None) -> None:
+        """Has `make` make the calls with what is given this time and for these rows, and then those of `following`."""
         for attend in self._attends:
             rows.put_into(attend)
-        self._calls.make([tensor.data_ptr() for tensor in (*given, result)])
-        return result
+        self._calls.prepare(
+            [tensor.data_ptr() for tensor in (*given, result)], None if following is None else following._calls
+        )
+
+    def make(self) -> None:
+        """Makes the calls that were prepared."""
+        self._calls.make()
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

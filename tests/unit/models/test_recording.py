@@ -48,10 +48,17 @@ def recorded(run: Callable[[Tensor, Tensor], Tensor], *staying: Tensor, num_byte
     return None if found is None else Recording.of(found_library(), found, Arena(num_bytes), given, staying)
 
 
+def replayed(recording: Recording, first: Tensor, second: Tensor) -> Tensor:
+    result = recording.empty_result()
+    recording.prepare((first, second), result, NO_ROWS)
+    recording.make()
+    return result
+
+
 def test_calls_are_made_again_with_other_tensors() -> None:
     recording = recorded(layer, WEIGHT, SCALE)
     assert recording is not None
-    found = [recording.replay((drawn(seed), drawn(seed + 1)), NO_ROWS) for seed in (4, 5, 6)]
+    found = [replayed(recording, drawn(seed), drawn(seed + 1)) for seed in (4, 5, 6)]
     for seed, again in zip((4, 5, 6), found, strict=True):
         assert torch.equal(again, layer(drawn(seed), drawn(seed + 1)))
 
@@ -65,9 +72,22 @@ def test_recordings_may_use_the_same_memory() -> None:
         pair.append(Recording.of(found_library(), run, arena, given, (WEIGHT, SCALE)))
     first, second = pair
     assert first is not None and second is not None
-    between = first.replay((drawn(7), drawn(8)), NO_ROWS)
+    between = replayed(first, drawn(7), drawn(8))
     expected = layer(layer(drawn(7), drawn(8)), drawn(9))
-    assert torch.equal(second.replay((between, drawn(9)), NO_ROWS), expected)
+    assert torch.equal(replayed(second, between, drawn(9)), expected)
+
+
+def test_recordings_are_made_one_after_the_other() -> None:
+    first, second = recorded(layer, WEIGHT, SCALE), recorded(layer, WEIGHT, SCALE)
+    assert first is not None and second is not None
+    between, result = first.empty_result(), second.empty_result()
+    given = drawn(7), drawn(8), drawn(9)
+    for _ in range(2):
+        first.prepare(given[:2], between, NO_ROWS, second)
+        second.prepare((between, given[2]), result, NO_ROWS)
+        first.make()
+        assert torch.equal(result, layer(layer(*given[:2]), given[2]))
+    assert torch.equal(replayed(first, *given[:2]), layer(*given[:2]))
 
 
 @pytest.mark.parametrize(
