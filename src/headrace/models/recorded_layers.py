@@ -2,7 +2,8 @@
 
 Where weights stay in memory, layers stream them through the caches, and between two products Python finds nothing there
 of what it needs: with few tokens its code takes a sixth of a sweep. So the second time that a layer sees so many tokens
-its calls are recorded, and from then on made with other addresses, bit for bit the same.
+its calls are recorded, and from then on made with other addresses, bit for bit the same; those of layers that follow
+each other in one go.
 """
 
 from __future__ import annotations
