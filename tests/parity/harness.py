@@ -14,6 +14,7 @@ from functools import cache
 from itertools import islice, takewhile
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,8 +28,9 @@ from headrace.executor.executor import Executor, Sampled, Sampler, Schedule, tok
 from headrace.executor.pools import build_pools
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.manager import KVCacheManager
+from headrace.models.coroutine import acting_for
 from headrace.models.layer_table import LayerTable, LengthRule
-from headrace.models.micro_batch import MicroBatchContext
+from headrace.models.micro_batch import LastTokens, MicroBatchContext
 from headrace.models.observation import observe
 from headrace.models.takeover import EngineModel
 from headrace.models.tokenizer import WithoutTokenizer
@@ -322,9 +324,11 @@ class AllLogits:
 
     def forward(self, context: MicroBatchContext) -> Tensor:
         everything = torch.arange(context.token_ids.shape[1], device=context.token_ids.device)
-        logits = self.model.forward(replace(context, logit_tokens=everything))
+        wanting_all = replace(context, wanted=LastTokens(counts=np.array([len(everything)]), tokens=everything))
+        with acting_for(wanting_all):
+            logits = self.model.forward(wanting_all)
         self.seen.append(logits.float())
-        return logits[context.logit_tokens]
+        return logits[context.wanted.tokens]
 
 
 def forced_logits(

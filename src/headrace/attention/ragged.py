@@ -145,6 +145,18 @@ class RaggedLayout:
             write_offsets=torch.from_numpy(positions % block_tokens).to(device),
         )
 
+    def of_last(self, counts: Integers, tokens: Tensor) -> RaggedLayout:
+        """Returns the layout of the last `counts` (R,) tokens of each chunk alone, which are `tokens` among all."""
+        rows = np.flatnonzero(counts)
+        return RaggedLayout(
+            block_tokens=self.block_tokens,
+            starts=(self.starts + self.lengths - counts)[rows],
+            lengths=counts[rows],
+            block_table=self.block_table[rows],
+            write_blocks=self.write_blocks[tokens],
+            write_offsets=self.write_offsets[tokens],
+        )
+
     @property
     def query_starts(self) -> Integers:
         """(R,) place of each chunk's first token among the packed ones."""

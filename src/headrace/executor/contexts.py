@@ -11,7 +11,7 @@ from torch import Tensor
 from headrace.attention.ragged import AttentionBackend, Integers, RaggedLayout
 from headrace.kv_cache.groups import KVGroup
 from headrace.kv_cache.pools import KVPools
-from headrace.models.micro_batch import MicroBatchContext, StateBatch
+from headrace.models.micro_batch import LastTokens, MicroBatchContext, StateBatch
 from headrace.schedule.steps import Point
 from headrace.scheduler.sweep import BlockCopy, Chunk, MicroBatch
 
@@ -84,7 +84,7 @@ class ContextBuilder:
         return MicroBatchContext(
             token_ids=self._tensor(tokens)[None],
             positions=self._tensor(positions)[None],
-            logit_tokens=self._tensor(_last_of_each(ends, num_logits)),
+            wanted=LastTokens(counts=num_logits, tokens=self._tensor(_last_of_each(ends, num_logits))),
             layouts=layouts,
             pools=self._pools,
             attention=self._attention,

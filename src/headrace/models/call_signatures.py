@@ -7,7 +7,7 @@ from operator import is_not
 
 from torch import Tensor
 
-from headrace.models.takeover import EngineCache, MaskRule
+from headrace.models.engine_functions import EngineCache, MaskRule
 
 Signature = tuple[object, ...]
 UNKNOWN = object()

@@ -6,7 +6,8 @@ architecture. Greenlets of one thread share its torch modes: only the driver may
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -75,6 +76,18 @@ def current_context() -> object:
     frame = getcurrent()
     assert isinstance(frame, _Frame), "engine code of a model runs only inside a coroutine"
     return frame.context
+
+
+@contextmanager
+def acting_for(context: object) -> Iterator[None]:
+    """Code of this coroutine finds `context` as the current one meanwhile."""
+    frame = getcurrent()
+    assert isinstance(frame, _Frame)
+    own, frame.context = frame.context, context
+    try:
+        yield
+    finally:
+        frame.context = own
 
 
 def suspend(point: Point) -> None:

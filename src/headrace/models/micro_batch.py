@@ -35,16 +35,42 @@ class StateBatch:
     targets: Tensor
 
 
+class KVStored(Exception):  # noqa: N818
+    """Keys and values of all tokens are where they belong, and nothing else was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LastTokens:
+    """The last ones of some chunks.
+
+    Attributes:
+        counts: (C,) how many of each chunk.
+        tokens: (R,) their places among the packed tokens.
+    """
+
+    counts: Integers
+    tokens: Tensor
+
+    def at_least_one(self, num_tokens: int) -> LastTokens:
+        """Returns the same, or the very last of `num_tokens` packed ones where there is none."""
+        if len(self.tokens):
+            return self
+        counts = self.counts.copy()
+        counts[-1] = 1
+        return LastTokens(counts=counts, tokens=self.tokens.new_tensor([num_tokens - 1]))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatchContext:
     """One micro-batch of a sweep.
 
     Attributes:
         token_ids, positions: (1, T).
-        logit_tokens: (R,) packed tokens whose logits are wanted.
+        wanted: the tokens whose logits are.
         layouts: per KV group: the ragged layout, or the batches of a state group.
         waits: points at which this micro-batch really suspends; the others are passed without a stop.
         row_lengths: (T,) how long each token's row was when `generate` would have computed it (`LengthRule`).
+        only_stores: attention ends with `KVStored`, before it attends.
         skipped_layers: layers that hand on their input; not empty only where memory is probed.
         brought: per layer whose KV is not in the pools, while it can be attended over: pages, and a layout of them.
         routing: per layer at whose experts the micro-batch waits: (T, k), which experts each token goes to.
@@ -55,12 +81,13 @@ class MicroBatchContext:
 
     token_ids: Tensor
     positions: Tensor
-    logit_tokens: Tensor
+    wanted: LastTokens
     layouts: tuple[RaggedLayout | list[StateBatch], ...]
     pools: KVPools
     attention: AttentionBackend
     waits: frozenset[Point]
     row_lengths: Integers
+    only_stores: bool = False
     skipped_layers: frozenset[int] = frozenset()
     brought: dict[int, tuple[KVPages, RaggedLayout]] = field(default_factory=dict)
     routing: dict[int, Tensor] = field(default_factory=dict)
@@ -142,6 +169,8 @@ class MicroBatchContext:
         with DisableTorchFunction():  # there is no product of a linear layer in here, and looking for it takes time
             place = pages.keys.device
             pages.write(keys.to(place), None if values is None else values.to(place), layout)
+            if self.only_stores:
+                raise KVStored
             return self.attention.attend(query.to(place), pages, layout, rule).to(query.device)
 
     def _kept(self, layer: int) -> tuple[KVPages, RaggedLayout]:

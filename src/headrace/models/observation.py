@@ -25,7 +25,7 @@ from headrace.models.architectures import check_architecture
 from headrace.models.coroutine import Coroutine
 from headrace.models.layer_table import AttentionSpec, ExpertsSpec, LayerSpec, LayerTable, LengthRule, StateSpec
 from headrace.models.layers import find_layers
-from headrace.models.micro_batch import MicroBatchContext, StateBatch
+from headrace.models.micro_batch import LastTokens, MicroBatchContext, StateBatch
 from headrace.models.skeleton import outline_of
 from headrace.models.takeover import run_forward, take_over
 from headrace.models.transformers_api import ForeignModule, PretrainedConfig
@@ -118,7 +118,7 @@ class _Watch(MicroBatchContext):
         return cls(
             token_ids=ids,
             positions=ids,
-            logit_tokens=ids[0, :1],
+            wanted=LastTokens(counts=np.ones(1, dtype=np.int64), tokens=ids[0, :1]),
             layouts=(),
             pools=KVPools(layers=[], num_blocks=[], block_tokens=1, dtype=torch.float32, allocate=_nothing),
             attention=GroupedAttention(),

@@ -1,8 +1,8 @@
 """A transformers model under the engine: the same weights and code, but we own when layers run and what attention does.
 
 Stand-ins take the places of embedding, layers and head, and suspend before the module that they stand for.
-Attention and experts are taken over through transformers' own registries, where an architecture uses them, and through
-`adapters` where it does not.
+Attention and experts are taken over by `engine_functions`, and through `adapters` where an architecture does not use
+transformers' registries.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
-from headrace.attention.rule import AttentionRule, Visibility
 from headrace.models.adapters import (
     attn_method,
     bloom,
@@ -28,21 +26,14 @@ from headrace.models.adapters import (
     state,
 )
 from headrace.models.brought_experts import find_experts
-from headrace.models.layer_table import LayerTable
+from headrace.models.engine_functions import ATTENTION_NAME, EngineCache
+from headrace.models.layer_table import AttentionSpec, LayerTable
 from headrace.models.layers import find_layers
 from headrace.models.micro_batch import MicroBatchContext, current
-from headrace.models.transformers_api import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    ExpertsInterface,
-    ForeignModule,
-    PreTrainedModel,
-    causal_mask_function,
-)
+from headrace.models.transformers_api import ForeignModule, PreTrainedModel
+from headrace.models.wanted_tokens import for_wanted
 from headrace.schedule.steps import Point
 
-ATTENTION_NAME = "headrace"
-_CAUSAL: object = causal_mask_function
 _ADAPTERS: tuple[Callable[[ForeignModule], bool], ...] = (
     attn_method.adapt,
     bloom.adapt,
@@ -67,6 +58,7 @@ class EngineModel:
         self.table = table
         self._model = model
         take_over(model, num_head_parts)
+        self._run_last_layers_for_wanted()
 
     @property
     def module(self) -> PreTrainedModel:
@@ -82,12 +74,23 @@ class EngineModel:
 
     def layers(self) -> dict[int, nn.Module]:
         """Returns the decoder layers themselves, by index."""
-        stand_ins = (module for module in self._model.modules() if isinstance(module, _LayerStandIn))
-        return {stand_in.__dict__["point"].layer: stand_in.__dict__["real"] for stand_in in stand_ins}
+        return {index: stand_in.__dict__["real"] for index, stand_in in self._stand_ins().items()}
 
     def forward(self, context: MicroBatchContext) -> Tensor:
         """Returns the logits (R, vocabulary) of the wanted tokens; runs inside a coroutine, in inference mode."""
         return run_forward(self._model, context)
+
+    def _run_last_layers_for_wanted(self) -> None:
+        keeping = [index for index, layer in enumerate(self.table.layers) if layer.memory is not None]
+        last = max(keeping, default=-1)
+        for index, stand_in in self._stand_ins().items():
+            attends = isinstance(self.table.layers[index].memory, AttentionSpec)
+            if index > last or (index == last and attends):
+                stand_in.__dict__["run"] = for_wanted(stand_in.__dict__["run"], index, attends)
+
+    def _stand_ins(self) -> dict[int, _LayerStandIn]:
+        stand_ins = (module for module in self._model.modules() if isinstance(module, _LayerStandIn))
+        return {stand_in.__dict__["point"].layer: stand_in for stand_in in stand_ins}
 
 
 def take_over(model: PreTrainedModel, num_head_parts: int = 1) -> None:
@@ -107,7 +110,7 @@ def run_forward(model: PreTrainedModel, context: MicroBatchContext) -> Tensor:
     arguments: dict[str, object] = {cache_name: EngineCache()}
     if "position_ids" in taken:
         arguments["position_ids"] = context.positions
-    output = model(input_ids=context.token_ids, use_cache=True, logits_to_keep=context.logit_tokens, **arguments)
+    output = model(input_ids=context.token_ids, use_cache=True, logits_to_keep=context.wanted.tokens, **arguments)
     logits: Tensor = output.logits[0]
     return logits
 
@@ -147,6 +150,7 @@ class _LayerStandIn(_StandIn):
 
     def __init__(self, real: nn.Module, point: Point, returns: _LayerReturns) -> None:
         super().__init__(real, point)
+        self.__dict__["run"] = real
         self.__dict__["returns"] = returns
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -155,7 +159,7 @@ class _LayerStandIn(_StandIn):
         if point.layer in current().skipped_layers:
             return hidden if returns.num_more is None else (hidden, *[None] * returns.num_more)
         current().reach(point, hidden if isinstance(hidden, Tensor) else None)
-        result = self.__dict__["real"](*args, **kwargs)
+        result = self.__dict__["run"](*args, **kwargs)
         returns.num_more = len(result) - 1 if isinstance(result, tuple) else None
         return result
 
@@ -232,100 +236,3 @@ def _number_experts(model: PreTrainedModel) -> None:
     """Experts do not know their layer; their suspension point needs it."""
     for layer, found in find_experts(model).items():
         found.module.headrace_layer = layer
-
-
-class EngineCache:
-    """What models get as cache: it stores nothing, since attention and state adapters keep all memory themselves.
-
-    A real object is needed: without one transformers guesses packed sequences from position ids.
-    """
-
-    is_compileable = False
-
-    def __init__(self) -> None:
-        self.layers: list[object] = []
-        self.is_sliding: list[bool] = []
-        self.is_linear: list[bool] = []
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return query_length, 0
-
-    def has_previous_state(self, layer_idx: int | None = None) -> bool:
-        return False
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        return keys, values
-
-
-class MaskRule(Tensor):
-    """An empty tensor that carries a layer's mask rule through the model to its attention function."""
-
-    allowed: Visibility | None
-    window: int | None
-
-    @staticmethod
-    def carrying(allowed: Visibility | None, window: int | None) -> MaskRule:
-        rule = torch.empty(0).as_subclass(MaskRule)
-        rule.allowed, rule.window = allowed, window
-        return rule
-
-    def to(self, *_: object, **__: object) -> MaskRule:
-        return self
-
-
-def _engine_mask(*_: object, mask_function: Visibility, local_size: int | None = None, **__: object) -> MaskRule:
-    """transformers' mask function: receives each kind of layer's rule as index arithmetic, and passes it on."""
-    allowed = None if mask_function is _CAUSAL else mask_function
-    return MaskRule.carrying(allowed, local_size)
-
-
-def _engine_attention(
-    module: ForeignModule,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: object,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """transformers' attention function: query (1, H, T, D), key and value (1, K, T, D) of the new tokens only."""
-    rule = AttentionRule(
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-        allowed=_beyond_window(attention_mask, sliding_window),
-        reach=attention_mask.window if isinstance(attention_mask, MaskRule) else sliding_window,
-    )
-    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-    return current().attend(module.layer_idx, queries, keys, values, rule)[None], None
-
-
-def _beyond_window(attention_mask: object, window: int | None) -> Visibility | None:
-    """Returns what the layer's mask asks for beyond causality and the window that it states as a number."""
-    if not isinstance(attention_mask, MaskRule):
-        return None
-    said_as_number = window is not None and attention_mask.window == window
-    return None if said_as_number else attention_mask.allowed
-
-
-def _engine_experts(module: ForeignModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> object:
-    """transformers' experts function: hidden_states (T, E), the experts of each token and their weights (T, k)."""
-    return current().mix_experts(module, hidden_states, top_k_index, top_k_weights)
-
-
-AttentionInterface.register(ATTENTION_NAME, _engine_attention)
-AttentionInterface.register(latent.ATTENTION_NAME, latent.latent_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _engine_mask)
-AttentionMaskInterface.register(latent.ATTENTION_NAME, _engine_mask)
-ExpertsInterface.register(ATTENTION_NAME, _engine_experts)

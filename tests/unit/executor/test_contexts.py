@@ -47,7 +47,7 @@ def test_tokens_are_packed_with_the_positions_of_their_rows() -> None:
     context = build(chunk(5, 1, (0, 1), (0, 1)), chunk(0, 3, (2,), (-1, 2), samples=False), chunk(2, 2, (3,), (3, 4)))
     assert context.token_ids.tolist() == [[50, 0, 1, 2, 20, 21]]
     assert context.positions.tolist() == [[5, 0, 1, 2, 2, 3]]
-    assert context.logit_tokens.tolist() == [0, 5]
+    assert context.wanted.tokens.tolist() == [0, 5]
     layout = context.layouts[0]
     assert isinstance(layout, RaggedLayout)
     assert layout.block_table.tolist() == [[0, 1], [2, -1], [3, -1]]
