@@ -30,7 +30,7 @@ from headrace.models.recording import Arena, Recording, watched
 from headrace.models.takeover import EngineModel
 from headrace.schedule.steps import Point
 
-MOST_TOKENS = 64
+MOST_TOKENS = 128
 """With more, products take so long that nothing else counts."""
 _MOST_RECORDINGS = 8
 _OWN_NUMBERS = 1.5
@@ -180,6 +180,7 @@ class RecordedLayer:
             self._pages = pages
         return (
             context.token_ids.shape[1] <= MOST_TOKENS
+            and not context.only_stores
             and pages is self._pages
             and not context.brought
             and context.waits.isdisjoint(self._points)
