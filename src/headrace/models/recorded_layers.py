@@ -31,7 +31,7 @@ from headrace.models.takeover import EngineModel
 from headrace.schedule.steps import Point
 
 MOST_TOKENS = 128
-"""With more, products take so long that nothing else counts."""
+"""With more, products take so long that Python hardly counts."""
 _MOST_RECORDINGS = 8
 _OWN_NUMBERS = 1.5
 """What a layer's calls write, in numbers that go into its linear layers or come out of them."""
