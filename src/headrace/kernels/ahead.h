@@ -18,6 +18,10 @@ constexpr int LINE_BYTES = 64;
     if (count > 3) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T1);
 }
 
+struct Nothing {
+    void ask_for(int64_t) const {}
+};
+
 // `step` bytes at each step, one after another: no more than four lines, into the first cache or the second one.
 struct NextBytes {
     const char *first;
@@ -31,16 +35,6 @@ struct NextBytes {
         if (step > LINE_BYTES) _mm_prefetch(line + LINE_BYTES, _MM_HINT_T0);
         if (step > 2 * LINE_BYTES) _mm_prefetch(line + 2 * LINE_BYTES, _MM_HINT_T0);
         if (step > 3 * LINE_BYTES) _mm_prefetch(line + 3 * LINE_BYTES, _MM_HINT_T0);
-    }
-};
-
-// Of two things, with few lines for a step of the second.
-struct NextOfBoth {
-    NextBytes first, second;
-
-    [[gnu::always_inline]] void ask_for(int64_t index) const {
-        first.ask_for(index);
-        _mm_prefetch(second.first + index * second.step, _MM_HINT_T0);
     }
 };
 

@@ -14,7 +14,7 @@ constexpr int FEW_TOKENS = 96;  // up to here reading weights takes longest, or 
 // second cache, and that the memory they are rewritten in is not large, which the system would zero anew for each call.
 template <int TILE_TOKENS, class Element, class Call, class Use>
 void in_rounds(const Call &call, Use use) {
-    constexpr int64_t MOST_TOKENS = 84 * TILE_TOKENS;
+    constexpr int64_t MOST_TOKENS = 88 * TILE_TOKENS;
     const int64_t num_rounds = (call.num_tokens + MOST_TOKENS - 1) / MOST_TOKENS;
     for (int64_t round = 0; round < num_rounds; round++) {
         const Tile tokens(call.num_tokens, num_rounds, round);

@@ -65,6 +65,7 @@ OPTIONS = (
     "-fPIC",
     "-shared",
     "-fopenmp",
+    "-mprfchw",
     "-Wall",
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",

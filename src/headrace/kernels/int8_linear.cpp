@@ -19,8 +19,9 @@ namespace {
 
 constexpr int PART_VECTORS = LANES == 16 ? 4 : 2;  // outputs at a time, in registers
 constexpr int PART_OUTPUTS = PART_VECTORS * LANES;
-// Inputs of a part that stay in the first cache with a tile's tokens; with few tokens, what comes next does so, too.
-constexpr int FEW_INPUTS = 128, MANY_INPUTS = 512;
+// Inputs of a part that stay in the first cache with a tile's tokens and what comes next, with few tokens; with many in the
+// second one, which is read fast enough.
+constexpr int FEW_INPUTS = 128, MANY_INPUTS = 2048;
 
 // ---- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -163,26 +164,26 @@ void multiply(const PackedLinear &call) {
             blocks.visit([&](int64_t cut) {
                 const int8_t *codes = part.codes + cut * AT_ONCE * PACKED_OUTPUTS;
                 return [&, codes, cut](const Turn &turn) {
+                    int32_t *of_tile = sums.get() + turn.tile.first * PACKED_OUTPUTS;
                     const auto add = [&](auto next) {
                         add_products<AT_ONCE>(codes, turn.tile.count, tokens.get() + blocks.place(turn.tile.first, cut),
-                                              blocks.inputs_of(cut),
-                                              sums.get() + turn.tile.first * PACKED_OUTPUTS, next);
+                                              blocks.inputs_of(cut), of_tile, next);
                     };
-                    constexpr int STEPS = AT_ONCE / 4;
-                    const NextBytes behind = share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, STEPS, turn.index,
-                                                      turn.number, ask_for_much(turn.number));
                     if constexpr (ARE_FEW)
-                        add(behind);
+                        add(share_of(codes + AT_ONCE * PACKED_OUTPUTS, 4 * PACKED_OUTPUTS, AT_ONCE / 4, turn.index, turn.number,
+                                     ask_for_much(turn.number)));
                     else
-                        add(NextOfBoth{behind, share_of(tokens.get() + blocks.place(turn.next.first, cut), 4 * turn.next.count,
-                                                        STEPS, 0, 1)});
+                        add(Nothing());
+                    if (cut + 1 < blocks.num_cuts) return;
+                    ask_for_places<Element>(outputs, turn.next);
+                    for (int t = 0; t < turn.tile.count; t++) {
+                        const int64_t token = turn.tile.first + t;
+                        scale_sums(part, of_tile + t * PACKED_OUTPUTS, scales[token], results);
+                        if (!outliers.empty()) add_outliers(part, outliers[token], results);
+                        give<Element>(outputs, token, results);
+                    }
                 };
             });
-            for (int64_t t = 0; t < call.num_tokens; t++) {
-                scale_sums(part, sums.get() + t * PACKED_OUTPUTS, scales[t], results);
-                if (!outliers.empty()) add_outliers(part, outliers[t], results);
-                give<Element>(outputs, t, results);
-            }
         }
     }
 }

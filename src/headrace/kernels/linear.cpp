@@ -22,6 +22,14 @@ constexpr int FEW_WORDS = 64;
 template <class Number>
 constexpr int MANY_WORDS = std::is_same_v<Number, bfloat16> ? 1024 : 128;
 
+// Where tokens' words lie: pairs where the tokens do, numbers in fp32 written cut by cut, so that a tile's are close together.
+struct Words {
+    const float *first;
+    int64_t of_token, of_cut;  // from one to the next
+
+    const float *at(int64_t token, int64_t cut) const { return first + token * of_token + cut * of_cut; }
+};
+
 template <int AT_ONCE, bool ARE_FEW, class Element, class Number, class Weights>
 void multiply(const Linear &call) {
     constexpr int PER_WORD = numbers_per_word<Number>();
@@ -32,14 +40,19 @@ void multiply(const Linear &call) {
     };
     const Element *input = static_cast<const Element *>(call.input);
     const int64_t num_panels = num_outputs_at_once<PANEL_OUTPUTS>(call);
-    const Scratch<float> tokens = scratch<float>(blocks.num_numbers());
+    const bool are_words = !ARE_FEW && PER_WORD > 1 && call.num_inputs % PER_WORD == 0;
+    const Scratch<float> written = scratch<float>(are_words ? 0 : blocks.num_numbers());
+    const Words words = are_words ? Words{reinterpret_cast<const float *>(input), call.num_inputs / PER_WORD, AT_ONCE}
+                                  : Words{written.get(), AT_ONCE, AT_ONCE * call.num_tokens};
 #pragma omp parallel num_threads(call.num_threads)
     {
+        if (!are_words) {
 #pragma omp for collapse(2)
-        for (int64_t cut = 0; cut < blocks.num_cuts; cut++)
-            for (int64_t t = 0; t < call.num_tokens; t++)
-                write_words(input + t * call.num_inputs + first_input(cut), inputs_of(cut),
-                            tokens.get() + blocks.place(t, cut), Number());
+            for (int64_t cut = 0; cut < blocks.num_cuts; cut++)
+                for (int64_t t = 0; t < call.num_tokens; t++)
+                    write_words(input + t * call.num_inputs + first_input(cut), inputs_of(cut),
+                                written.get() + blocks.place(t, cut), Number());
+        }
         const int64_t num_sums = call.num_tokens * PANEL_OUTPUTS;
         const Scratch<float> memory = scratch<float>(AT_ONCE * PANEL_OUTPUTS), sums = scratch<float>(num_sums);
 #pragma omp for schedule(dynamic)
@@ -50,19 +63,23 @@ void multiply(const Linear &call) {
                 const Weights weights(outputs, first_input(cut), call.num_inputs);
                 const float *panel = weights.panel(memory.get(), inputs_of(cut), !ARE_FEW);
                 return [&, weights, panel, cut](const Turn &turn) {
+                    float *of_tile = sums.get() + turn.tile.first * PANEL_OUTPUTS;
                     const auto add = [&](auto next) {
-                        add_products<AT_ONCE, Number>(tokens.get() + blocks.place(turn.tile.first, cut), turn.tile.count, panel,
-                                                      blocks.inputs_of(cut), sums.get() + turn.tile.first * PANEL_OUTPUTS,
-                                                      next);
+                        add_products<Number>(words.at(turn.tile.first, cut), words.of_token, turn.tile.count, panel,
+                                             blocks.inputs_of(cut), of_tile, next);
                     };
-                    const float *numbers = tokens.get() + blocks.place(turn.next.first, cut);
                     if constexpr (ARE_FEW)
                         add(weights.behind(AT_ONCE * PER_WORD, turn.index, turn.number));
+                    else if constexpr (PER_WORD > 1)
+                        add(Nothing());
                     else
-                        add(share_of(numbers, turn.next.count * sizeof(float), AT_ONCE, 0, 1));
+                        add(share_of(words.at(turn.next.first, cut), turn.next.count * sizeof(float), AT_ONCE, 0, 1));
+                    if (cut + 1 < blocks.num_cuts) return;
+                    ask_for_places<Element>(outputs, turn.next);
+                    for (int t = 0; t < turn.tile.count; t++)
+                        give<Element>(outputs, turn.tile.first + t, of_tile + t * PANEL_OUTPUTS);
                 };
             });
-            for (int64_t t = 0; t < call.num_tokens; t++) give<Element>(outputs, t, sums.get() + t * PANEL_OUTPUTS);
         }
     }
 }

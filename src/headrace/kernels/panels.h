@@ -16,10 +16,10 @@ constexpr int PANEL_VECTORS = LANES / 4;  // with TILE_TOKENS tokens' sums, what
 constexpr int PANEL_OUTPUTS = PANEL_VECTORS * LANES;
 constexpr int TILE_TOKENS = 6;
 
-// Adds the products of tokens, AT_ONCE words of `Number` apart, with `num_words` of a panel's to `sums`, PANEL_OUTPUTS of
+// Adds the products of tokens, `stride` words of `Number` apart, with `num_words` of a panel's to `sums`, PANEL_OUTPUTS of
 // each token, in the order of the words: the same for any number of tokens, and wherever the inputs are cut.
-template <int AT_ONCE, class Number, class Next>
-inline void add_products(const float *tokens, int count, const float *panel, int num_words, float *sums, Next next) {
+template <class Number, class Next>
+inline void add_products(const float *tokens, int64_t stride, int count, const float *panel, int num_words, float *sums, Next next) {
     with_count<TILE_TOKENS>(count, [&](auto constant) {
         constexpr int TOKENS = decltype(constant)::value;
         Floats added[TOKENS][PANEL_VECTORS];
@@ -34,7 +34,7 @@ inline void add_products(const float *tokens, int count, const float *panel, int
             for (int j = 0; j < PANEL_VECTORS; j++) weights[j] = load(panel + k * PANEL_OUTPUTS + j * LANES);
 #pragma GCC unroll 8
             for (int t = 0; t < TOKENS; t++) {
-                const Floats number = every(tokens[t * AT_ONCE + k]);
+                const Floats number = every(tokens[t * stride + k]);
 #pragma GCC unroll 4
                 for (int j = 0; j < PANEL_VECTORS; j++) added[t][j] = fma_of_words(number, weights[j], added[t][j], Number());
             }
