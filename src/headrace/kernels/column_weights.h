@@ -40,6 +40,8 @@ inline void write_inputs(const bfloat16 *from, const bfloat16 *next, int count, 
 template <class Number, class Element>
 class ColumnWeights {
    public:
+    static constexpr bool ARE_FORESEEN = false;
+
     static constexpr int PER_WORD = numbers_per_word<Number>();
 
     ColumnWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t)

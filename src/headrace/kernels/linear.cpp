@@ -68,10 +68,10 @@ void multiply(const Linear &call) {
                         add_products<Number>(words.at(turn.tile.first, cut), words.of_token, turn.tile.count, panel,
                                              blocks.inputs_of(cut), of_tile, next);
                     };
-                    if constexpr (ARE_FEW)
-                        add(weights.behind(AT_ONCE * PER_WORD, turn.index, turn.number));
-                    else if constexpr (PER_WORD > 1)
+                    if ((ARE_FEW && Weights::ARE_FORESEEN && turn.number == 1) || (!ARE_FEW && PER_WORD > 1))
                         add(Nothing());
+                    else if constexpr (ARE_FEW)
+                        add(weights.behind(AT_ONCE * PER_WORD, turn.index, turn.number));
                     else
                         add(share_of(words.at(turn.next.first, cut), turn.next.count * sizeof(float), AT_ONCE, 0, 1));
                     if (cut + 1 < blocks.num_cuts) return;

@@ -57,6 +57,8 @@ struct NextLines {
 template <class Number, class Element>
 class RowWeights {
    public:
+    static constexpr bool ARE_FORESEEN = false;
+
     RowWeights(const Outputs<PlainWeight> &outputs, int64_t input, int64_t)
         : stride_(outputs.of.stride),
           rows_(static_cast<const Element *>(outputs.of.weight) + outputs.first * stride_ + input),
