@@ -4,11 +4,11 @@
     python -m benchmarks.attention --dtype bfloat16 --repeats 9
     python -m benchmarks.attention --kv-cache-dtype int8
 
-Decoding rows are measured in bytes of keys and values per second, beside a plain read of as many bytes; both over
-several layers one after another, as in a sweep, so that caches hold nothing of what comes next. Prompts are measured in
+Decoding rows are measured in bytes of keys and values per second, beside a plain read of the same bytes in the order in
+which they lie; both over several layers one after another, as in a sweep, so that caches hold nothing of what comes next. Prompts are measured in
 operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
 without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
-one batch. All take turns. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
+one batch. All take turns, in another order each time: some machines' memory is slower the longer it is used. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
 numbers all the same. Of rows that share a prefix as many bytes are counted as if each read its own;
 `apart` is the library where each does, since every row has copies of the shared blocks.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -107,7 +108,8 @@ def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int
     num_blocks = case.num_rows * -(-case.context // BLOCK_TOKENS)
     first = _pages(case, num_blocks, dtype, codec)
     assert first.values is not None
-    kv_bytes = case.num_rows * case.context * (first.keys.nbytes + first.values.nbytes) // (num_blocks * BLOCK_TOKENS)
+    page_bytes = first.keys.nbytes + first.values.nbytes
+    kv_bytes = case.num_rows * case.context * page_bytes // (num_blocks * BLOCK_TOKENS)
     num_layers = -(-COLD_BYTES // kv_bytes) if case.num_queries == 1 else 1
     layers = [first, *(_pages(case, num_blocks, dtype, codec) for _ in range(num_layers - 1))]
     table = np.random.default_rng(0).permutation(num_blocks).reshape(case.num_rows, -1)
@@ -123,10 +125,10 @@ def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int
         ways["apart"] = over_layers(PagedAttention(load(usable()[0])), apart)
     ways["torch"] = over_layers(GroupedAttention(), layout)
     ways["sdpa"] = _sdpa(case, dtype, num_layers)
-    ways["limit"] = _read(kv_bytes, num_layers) if case.num_queries == 1 else _multiply(case)
+    ways["limit"] = _read(layers) if case.num_queries == 1 else _multiply(case)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(repeats + 1):
-        for name, way in ways.items():
+        for name, way in random.Random(round_).sample(list(ways.items()), len(ways)):
             begin = time.perf_counter()
             way()
             if round_:  # the first brings in code and pages
@@ -134,6 +136,7 @@ def _measure(case: Case, dtype: torch.dtype, codec: KVCodec | None, repeats: int
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     work = dict.fromkeys(ways, kv_bytes if case.num_queries == 1 else case.num_operations)
     if case.num_queries == 1:
+        work["limit"] = page_bytes
         work["sdpa"] = 2 * case.num_rows * case.context * case.num_kv_heads * case.width * dtype.itemsize
     rates = {name: work[name] / median / 1e9 for name, median in medians.items()}
     unit = "GB/s" if case.num_queries == 1 else "GFLOP/s"
@@ -184,9 +187,10 @@ def _sdpa(case: Case, dtype: torch.dtype, num_layers: int) -> Way:
     ]
 
 
-def _read(num_bytes: int, num_layers: int) -> Way:
-    layers = zero_pages((num_layers, num_bytes // 8), torch.int64, CPU).fill_(1)
-    return lambda: [layer.sum() for layer in layers]
+def _read(layers: list[KVPages]) -> Way:
+    parts = [part for pages in layers for part in (pages.keys, pages.values) if part is not None]
+    plain = [part.view(torch.uint8).view(-1).view(torch.int64) for part in parts]
+    return lambda: [part.sum() for part in plain]
 
 
 def _multiply(case: Case) -> Way:

@@ -22,6 +22,7 @@ namespace headrace {
 namespace {
 
 constexpr int QUERY_BLOCK = LANES / 4;  // with 4 keys, as many pairs as a register has lanes
+constexpr int QUERIES_TOGETHER = 16;  // of a lone token, with several KV heads: a few would wait for each number
 constexpr int MANY_QUERIES = 8;  // from so many on a tile's keys are turned and its values rewritten, in memory of its own
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
@@ -51,10 +52,11 @@ struct Tile {
     }
 };
 
-// The queries of a party for heads first_head .. stop_head, which share a KV head: for each token, one for each head.
+// The queries of a party for heads first_head .. stop_head: for each token, one for each head. They share a KV head; those of
+// a lone token may have several, one after another.
 struct Work {
     const Party *party;
-    int kv_head, first_head, stop_head;
+    int kv_head, num_kv_heads, first_head, stop_head;
 
     int heads() const { return stop_head - first_head; }
     int num_queries() const { return party->num_tokens() * heads(); }
@@ -245,7 +247,7 @@ Floats by_rule(const Attention &call, Floats products, int head, int position) {
 // Writes a register of weights for keys from `k` on.
 inline void write_weights(Floats weights, float *of_query, int k, float) { store(of_query + k, weights); }
 inline void write_weights(Floats weights, float *of_query, int k, bfloat16) {
-    store(reinterpret_cast<bfloat16 *>(of_query) + k, weights);
+    store_for_pairs(reinterpret_cast<bfloat16 *>(of_query) + k, weights);
 }
 
 // Turns products into the words of weights, and finds by what each query's earlier results are to be multiplied.
@@ -337,41 +339,75 @@ void add_all_values(Tile &tile, Queries queries, Values values, int stop, Ahead 
 
 // ---- one piece of work ----------------------------------------------------------------------------------------------
 
+// How a visit's keys and values are read by queries that share a KV head.
+struct Reading {
+    Visit visit;
+    Queries queries;
+    bool many, in_place;
+};
+
+template <class Number, class Element>
+void score_all(Tile &tile, const Reading &reading, const Paged<Element> &keys, Ahead ahead) {
+    keys.template with_rows<Number>(reading.visit, reading.in_place, tile.keys, tile.key_words, [&](auto rows) {
+        if (reading.many)
+            score_turned<Number>(tile, reading.queries, turned<Number>(rows, tile.key_words, tile.turned_keys));
+        else
+            score<Number>(tile, reading.queries, rows, ahead);
+    });
+}
+
+template <class Number, class Element>
+void add_all(Tile &tile, const Reading &reading, const Paged<Element> &values, Ahead ahead) {
+    const Visit &visit = reading.visit;
+    const auto add = [&](auto rows) { add_all_values<Number>(tile, reading.queries, rows, visit.stop, ahead); };
+    if constexpr (std::is_same_v<Number, bfloat16>) {
+        float *pairs = tile.values, *own = pairs + TILE_KEYS / 2 * tile.value_width;
+        const auto add_pairs = [&](Rows<bfloat16> rows) {
+            const PairedRows paired{rows, visit.stop};
+            reading.many ? add(pairs_written(paired, tile.value_width, pairs)) : add(paired);
+        };
+        values.template with_rows<Number>(visit, reading.in_place, own, tile.value_width / 2, add_pairs);
+    } else {
+        const bool in_place = reading.in_place && (!reading.many || sizeof(Element) == sizeof(float));
+        values.template with_rows<Number>(visit, in_place, tile.values, tile.value_width, add);
+    }
+}
+
 template <class Number, class Element>
 void attend(const Attention &call, const Work &work, Tile &tile) {
-    constexpr bool IN_PAIRS = std::is_same_v<Number, bfloat16>;
-    const Paged<Element> keys(call, work.kv_head, call.keys, call.key_strides, call.key_width, call.key_border);
-    const Paged<Element> values(call, work.kv_head, call.values, call.value_strides, call.value_width, call.value_width);
-    const bool readable_in_place =
-        keys.readable_in_place(LANES * numbers_per_word<Number>()) && values.readable_in_place(LANES);
+    const Paged<Element> keys(call, call.keys, call.key_strides, call.key_width, call.key_border);
+    const Paged<Element> values(call, call.values, call.value_strides, call.value_width, call.value_width);
+    const bool in_place = keys.readable_in_place(LANES * numbers_per_word<Number>()) && values.readable_in_place(LANES);
+    const int stop_kv_head = work.kv_head + work.num_kv_heads;
     Visits visits(*work.party);
     Visit visit, next;
     bool more = visits.next(visit);
-    if (more) keys.ahead(visit).ask_for_all(), values.ahead(visit).ask_for_all();
+    for (int head = work.kv_head; more && head < stop_kv_head; head++)
+        keys.of_head(head).ahead(visit).ask_for_all(), values.of_head(head).ahead(visit).ask_for_all();
     for (; more; visit = next) {
         more = visits.next(next);
         const Queries queries{visit.first_token * work.heads(), visit.stop_token * work.heads()};
-        const bool many = queries.stop - queries.first >= MANY_QUERIES;
-        keys.template with_rows<Number>(visit, readable_in_place, tile.keys, tile.key_words, [&](auto rows) {
-            if (many)
-                score_turned<Number>(tile, queries, turned<Number>(rows, tile.key_words, tile.turned_keys));
-            else
-                score<Number>(tile, queries, rows, more ? keys.ahead(next) : Ahead{});
-        });
+        const int of_kv_head = (queries.stop - queries.first) / work.num_kv_heads;
+        const bool many = of_kv_head >= MANY_QUERIES;
+        const auto reading = [&](int head) {
+            const int first = queries.first + (head - work.kv_head) * of_kv_head;
+            return Reading{visit, {first, first + of_kv_head}, many, in_place};
+        };
+        const auto next_of = [&](const Paged<Element> &pages, int head) {
+            return more ? pages.of_head(head).ahead(next) : Ahead{};
+        };
+        for (int head = work.kv_head; head < stop_kv_head; head++)
+            score_all<Number>(tile, reading(head), keys.of_head(head), next_of(keys, head));
         weigh<Number>(call, work, visit, tile, queries);
-        const Ahead ahead = !more ? Ahead{} : many ? keys.ahead(next) : values.ahead(next);
-        const auto add = [&](auto rows) { add_all_values<Number>(tile, queries, rows, visit.stop, ahead); };
-        if constexpr (IN_PAIRS) {
-            float *pairs = tile.values, *own = pairs + TILE_KEYS / 2 * tile.value_width;
-            values.template with_rows<Number>(visit, readable_in_place, own, tile.value_width / 2, [&](Rows<bfloat16> rows) {
-                const PairedRows paired{rows, visit.stop};
-                many ? add(pairs_written(paired, tile.value_width, pairs)) : add(paired);
-            });
-        } else {
-            const bool in_place = readable_in_place && (!many || sizeof(Element) == sizeof(float));
-            values.template with_rows<Number>(visit, in_place, tile.values, tile.value_width, add);
-        }
+        for (int head = work.kv_head; head < stop_kv_head; head++)
+            add_all<Number>(tile, reading(head), values.of_head(head), next_of(many ? keys : values, head));
     }
+}
+
+// Of how many KV heads a lone token's queries are computed together: few enough that every thread has some.
+int kv_heads_together(const Attention &call, size_t num_parties) {
+    const int share = static_cast<int>(num_parties * call.num_kv_heads / call.num_threads);
+    return std::max(1, std::min(share, QUERIES_TOGETHER * call.num_kv_heads / call.num_heads));
 }
 
 // All queries. Pieces that read the same keys come one after another.
@@ -380,11 +416,16 @@ std::vector<Work> divided(const Attention &call, const std::vector<Party> &parti
     std::vector<Work> all;
     for (size_t first = 0, stop; first < parties.size(); first = stop) {
         for (stop = first + 1; stop < parties.size() && parties[stop].parts[0].ever_joins();) stop++;
-        for (int kv_head = 0; kv_head < call.num_kv_heads; kv_head++)
-            for (int head = 0; head < group; head += heads)
+        const bool is_lone = stop == first + 1 && parties[first].num_tokens() == 1;
+        const int together = is_lone ? kv_heads_together(call, parties.size()) : 1;
+        for (int kv_head = 0, next; kv_head < call.num_kv_heads; kv_head = next) {
+            next = std::min(kv_head + together, call.num_kv_heads);
+            for (int head = 0; head < group; head += heads) {
+                const int first_head = kv_head * group + head, stop_head = (next - 1) * group + std::min(head + heads, group);
                 for (size_t i = first; i < stop; i++)
-                    all.push_back({&parties[i], kv_head, kv_head * group + head,
-                                   kv_head * group + std::min(head + heads, group)});
+                    all.push_back({&parties[i], kv_head, next - kv_head, first_head, stop_head});
+            }
+        }
     }
     return all;
 }

@@ -57,7 +57,7 @@ struct Ahead {
     }
 };
 
-// Keys or values of one KV head.
+// Keys or values: of the first KV head, or of the one that `of_head` was asked for.
 template <class Element>
 struct Paged {
     const Element *pages;
@@ -67,8 +67,8 @@ struct Paged {
     int border;        // numbers of the first record; those behind it are another one
     int row_elements;  // of the pages
 
-    Paged(const Attention &call, int kv_head, const void *pages, const int64_t *strides, int width, int border)
-        : pages(static_cast<const Element *>(pages) + kv_head * strides[1]),
+    Paged(const Attention &call, const void *pages, const int64_t *strides, int width, int border)
+        : pages(static_cast<const Element *>(pages)),
           strides(strides),
           block_table(call.block_table),
           table_width(call.table_width),
@@ -77,6 +77,11 @@ struct Paged {
           border(border),
           row_elements(Stored<Element>::elements(border) + Stored<Element>::elements(width - border)) {}
 
+    Paged of_head(int kv_head) const {
+        Paged of = *this;
+        of.pages += kv_head * strides[1];
+        return of;
+    }
     const Element *at(int row, int position) const {
         const int64_t block = block_table[row * table_width + position / block_tokens];
         return pages + block * strides[0] + position % block_tokens * strides[2];

@@ -20,8 +20,13 @@ constexpr bool MULTIPLIES_PAIRS = true;
 inline Floats fma_of_words(Floats a, Floats b, Floats c, bfloat16) {
     return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
+// As `store`, but for numbers that count as zero in pairs.
+inline void store_for_pairs(bfloat16 *p, Floats a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
 #else
 constexpr bool MULTIPLIES_PAIRS = false;
+inline void store_for_pairs(bfloat16 *p, Floats a) { store(p, a); }
 #endif
 
 // What words have of numbers of two types.
