@@ -4,13 +4,14 @@
     python -m benchmarks.attention --dtype bfloat16 --repeats 9
     python -m benchmarks.attention --kv-cache-dtype int8
 
-Decoding rows are measured in bytes of keys and values per second, beside a plain read of the same bytes in the order in
-which they lie; both over several layers one after another, as in a sweep, so that caches hold nothing of what comes next. Prompts are measured in
-operations that the causal mask leaves, beside a matrix product of torch's in float32. `torch` is Headrace's path
-without the library; `sdpa` is `scaled_dot_product_attention` over keys and values that lie in order, without pages, in
-one batch. All take turns, in another order each time: some machines' memory is slower the longer it is used. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has plain
-numbers all the same. Of rows that share a prefix as many bytes are counted as if each read its own;
-`apart` is the library where each does, since every row has copies of the shared blocks.
+Decoding rows are measured in bytes of keys and values per second, beside a plain read of the same bytes in the order
+in which they lie; both over several layers one after another, as in a sweep, so that caches hold nothing of what
+comes next. Prompts are measured in operations that the causal mask leaves, beside a matrix product of torch's in
+float32. `torch` is Headrace's path without the library; `sdpa` is `scaled_dot_product_attention` over keys and values
+that lie in order, without pages, in one batch. All take turns, in another order each time: some machines' memory is
+slower the longer it is used. With `--kv-cache-dtype` pages hold codes, and bytes are those of the codes; `sdpa` has
+plain numbers all the same. Of rows that share a prefix as many bytes are counted as if each read its own; `apart` is
+the library where each does, since every row has copies of the shared blocks.
 """
 
 from __future__ import annotations
