@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from headrace.storage.governor import TOLERANCE
 from headrace.units import format_bytes, parse_bytes
 from tests.integration.measured_jobs import JobRunner, Measured, MeasuredJob, with_memory
 
@@ -24,7 +23,7 @@ def assert_held(job: MeasuredJob, measured: Measured) -> None:
         assert "\n" not in message and not measured.weights_were_loaded, message
         return
     limit = job.options["memory"]
-    assert measured.peak_bytes <= TOLERANCE * limit, (
+    assert measured.peak_bytes <= limit, (
         f"{measured.peak_bytes / limit:.3f} of the budget: {format_bytes(measured.peak_bytes)} of "
         f"{format_bytes(limit)}; {measured.ledger}; {job}"
     )

@@ -68,7 +68,7 @@ def is_too_large(described: DescribedModel, options: EngineOptions, tiers: Tiers
     )
     beside = max(smallest, packing_bytes(described.weights))
     base = resident_bytes() if tiers.are_one else 0
-    return base + described.weights.num_bytes + beside > tiers.device_budget.limit_bytes
+    return base + described.weights.num_bytes + beside > tiers.device_budget.spendable_bytes
 
 
 def _best(found: Sequence[DescribedModel], options: EngineOptions, tiers: Tiers, block_tokens: int) -> DescribedModel:

@@ -124,7 +124,7 @@ def _launch(
         tiers = open_tiers(options, undo)
         undo.callback(AsItWas(model).restore)
         file = tiers.disk.folder / f"wrapped-{os.getpid()}-{uuid4().hex[:8]}" / "model.safetensors"
-        weights, limit = map_loaded_weights(model, file), tiers.host_budget.limit_bytes
+        weights, limit = map_loaded_weights(model, file), tiers.host_budget.spendable_bytes
         if not tiers.are_one and options.asks_to_stream:
             raise OptionError(
                 f"weights_on_device is {options.weights_on_device}, but the weights of a wrapped model on a GPU stay "

@@ -7,6 +7,8 @@ import math
 from headrace.errors import BudgetError
 from headrace.units import GIB, format_bytes
 
+SPENDABLE = 0.98
+"""Of a limit: a process uses somewhat more than what was charged, and is to stay under the limit all the same."""
 _MARGIN = 1.02
 
 
@@ -28,7 +30,7 @@ class Budget:
 
     Attributes:
         tier: `host` or `device`, for messages.
-        limit_bytes: never exceeded by the sum of the charges.
+        limit_bytes: what the user gave.
         option: the command-line option that raises it.
     """
 
@@ -44,9 +46,14 @@ class Budget:
         return sum(charge.num_bytes for charge in self._charges)
 
     @property
+    def spendable_bytes(self) -> int:
+        """What the sum of the charges never exceeds: `SPENDABLE` of the limit."""
+        return int(SPENDABLE * self.limit_bytes)
+
+    @property
     def free_bytes(self) -> int:
-        """What is left."""
-        return self.limit_bytes - self.charged_bytes
+        """What is left to be spent."""
+        return self.spendable_bytes - self.charged_bytes
 
     def charge(self, what: str, num_bytes: int) -> Charge:
         """Takes `num_bytes` for the purpose `what`; to be called before the bytes are allocated.
@@ -67,11 +74,12 @@ class Budget:
         """
         if num_bytes > self.free_bytes:
             limit, left = format_bytes(self.limit_bytes), format_bytes(max(0, self.free_bytes))
-            given = f"of {self.option} {limit} only {left} is left ({self.ledger()})"
+            given = f"of {self.option} {limit} only {left} is left ({self.ledger()}, {1 - SPENDABLE:.0%} in reserve)"
+            whole = f"{self.option} is {limit}, {1 - SPENDABLE:.0%} of it in reserve"
             raise BudgetError(
                 f"{what} needs {format_bytes(num_bytes)} of {self.tier} memory, but "
-                f"{given if self._charges else f'{self.option} is {limit}'}; "
-                f"give {self.option} {_rounded_up(self.charged_bytes + num_bytes)} or more"
+                f"{given if self._charges else whole}; "
+                f"give {self.option} {_rounded_up((self.charged_bytes + num_bytes) / SPENDABLE)} or more"
             )
 
     def settle(self, what: str, used_bytes: int) -> None:
@@ -96,6 +104,6 @@ class Budget:
         return ", ".join(f"{what} {format_bytes(num_bytes)}" for what, num_bytes in totals.items()) or "nothing charged"
 
 
-def _rounded_up(num_bytes: int) -> str:
+def _rounded_up(num_bytes: float) -> str:
     """A size to type, a little above `num_bytes`: the same process takes some more or less each time."""
     return f"{math.ceil(10 * _MARGIN * num_bytes / GIB) / 10:.1f}GiB"

@@ -10,10 +10,10 @@ from headrace.storage.budget import Budget
 from headrace.storage.process_memory import release_code_pages, release_freed_memory, resident_bytes
 from headrace.units import format_bytes
 
+PRESSURE = 0.99
+"""Above this part of the limit sweeps become smaller; a plan spends nearly as much, so that less is no sign of need."""
 TOLERANCE = 1.03
-"""Measured memory may exceed the budget by this factor."""
-PRESSURE = 1.01
-"""Beyond this factor sweeps become smaller; a plan takes the whole budget, so that a little more is no sign of need."""
+"""Above this one a run whose sweeps are as small as can be ends, rather than take what others need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class Governor:
     measure: Callable[[], int] = resident_bytes
 
     def pressed(self) -> bool:
-        """Whether the process uses notably more than its budget, after what it does not need was given back."""
+        """Whether the process uses notably more than was planned, after what it does not need was given back."""
         for release in (release_freed_memory, release_code_pages):
             if not self._is_above():
                 return False
@@ -36,7 +36,7 @@ class Governor:
         return self._is_above()
 
     def relieve(self) -> None:
-        """Gives freed memory back where the process uses notably more than its budget; looking takes some 0.1 ms.
+        """Gives freed memory back where the process uses notably more than was planned; looking takes some 0.1 ms.
 
         Buffers of micro-batches of different sizes leave gaps that none of the next ones fits into, more in every
         layer: 40 MiB where 13 were in use.
@@ -48,7 +48,7 @@ class Governor:
         return self.measure() > PRESSURE * self.budget.limit_bytes
 
     def check(self) -> None:
-        """Raises BudgetError where use is above the budget beyond the tolerance: nothing is left to shrink."""
+        """Raises BudgetError where use is above the limit beyond the tolerance: nothing is left to shrink."""
         used = self.measure()
         if used > self.budget.limit_bytes * TOLERANCE:
             raise BudgetError(
