@@ -49,7 +49,9 @@ def test_a_refusal_says_what_is_taken_by_what_and_names_a_size_that_would_do() -
 
 
 def test_a_refusal_of_an_empty_budget_says_its_size() -> None:
-    with pytest.raises(BudgetError, match=r"needs 11 B of host memory, but --memory is 10 B, 2% of it in reserve; give"):
+    with pytest.raises(
+        BudgetError, match=r"needs 11 B of host memory, but --memory is 10 B, 2% of it in reserve; give"
+    ):
         host(10).require("everything", 11)
 
 
