@@ -114,9 +114,11 @@ class RecordedLayer:
         if not self.can_be_recorded or not self._calls_for_it(context):
             return own()
         signature, inputs = shared.arguments.look_at(args, kwargs)
-        if (recording := self.recordings.get(signature)) is not None:
-            return self._make(recording, signature, inputs, context)
         is_next = bool(args) and shared.arguments.are_the_same and shared.neighbours.are_next(args[0], signature)
+        if (recording := self.recordings.get(signature)) is not None:
+            if is_next:  # last layers are recorded before others: of a prompt they run a few tokens only
+                self.following.add(signature)
+            return self._make(recording, signature, inputs, context)
         is_second, self._latest = signature == self._latest, signature
         if signature in self.recordings or UNKNOWN in signature:
             return own()

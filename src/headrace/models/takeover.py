@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from weakref import ref
 
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ def take_over(model: PreTrainedModel, num_head_parts: int = 1) -> None:
 
 def run_forward(model: PreTrainedModel, context: MicroBatchContext) -> Tensor:
     """Returns the logits (R, vocabulary) of the wanted tokens from a model that was taken over."""
-    taken = inspect.signature(type(model).forward).parameters
+    taken = _taken_by(type(model).forward)
     cache_name = next(name for name in ("past_key_values", "cache_params") if name in taken)
     arguments: dict[str, object] = {cache_name: EngineCache()}
     if "position_ids" in taken:
@@ -113,6 +114,12 @@ def run_forward(model: PreTrainedModel, context: MicroBatchContext) -> Tensor:
     output = model(input_ids=context.token_ids, use_cache=True, logits_to_keep=context.wanted.tokens, **arguments)
     logits: Tensor = output.logits[0]
     return logits
+
+
+@cache
+def _taken_by(function: Callable[..., object]) -> frozenset[str]:
+    """Returns the names of what `function` takes."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 class _StandIn(nn.Module):

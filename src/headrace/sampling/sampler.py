@@ -43,13 +43,14 @@ _LOGITS_SCORED_AT_ONCE = 1 << 21
 # More than MAX_LOGPROBS, so that of equals at the end of a list those with lower ids are in it.
 _LOGPROBS_DEPTH = 128
 # A copy in the logits' own dtype, the float32 logits, rows of them that are ranked again, a softmax.
-_BYTES_PER_LOGIT = 4 + 4 + 4 + 4
+_BYTES_OF_FLOAT = 4
+_BYTES_PER_LOGIT = 4 * _BYTES_OF_FLOAT
 # Float64 and 64-bit ids of a candidate, and what numpy makes of them.
 _BYTES_PER_CANDIDATE = 64
 
 # How a row is drawn, and the depths at which its candidates are looked for.
-_Method = tuple[Literal["greedy", "unlimited", "top_k", "nucleus", "typical"], tuple[int, ...]]
-_GREEDY: _Method = ("greedy", ())
+_Method = tuple[Literal["as_it_is", "greedy", "unlimited", "top_k", "nucleus", "typical"], tuple[int, ...]]
+_AS_IT_IS: _Method = ("as_it_is", ())  # greedy, and nothing changes the logits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,14 +84,13 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], *, max_temporary_bytes: 
     errors: dict[int, RequestError] = {}
     groups: dict[_Method, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(_method(row.sampling, num_tokens), []).append(index)
+        groups.setdefault(_method(row, num_tokens), []).append(index)
+    for indices in _parts(groups.pop(_AS_IT_IS, []), max(1, max_temporary_bytes // (_BYTES_OF_FLOAT * num_tokens))):
+        token_ids[indices], is_finite[indices] = most_likely_one(_pick(logits, indices))
     rows_at_once = _rows_at_once(num_tokens, max_temporary_bytes)
     for method, members in groups.items():
         for indices in _parts(members, rows_at_once):
             part = [rows[index] for index in indices]
-            if method == _GREEDY and num_tokens % BLOCK_WIDTH == 0 and not any(map(_changes_logits, part)):
-                token_ids[indices], is_finite[indices] = most_likely_one(_pick(logits, indices))
-                continue
             loaded = _load(logits, indices)
             for place, index in enumerate(indices):
                 try:
@@ -121,9 +121,10 @@ def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenL
     ]
 
 
-def _method(sampling: ResolvedSampling, num_tokens: int) -> _Method:
+def _method(row: SamplingRow, num_tokens: int) -> _Method:
+    sampling = row.sampling
     if sampling.is_greedy:
-        return _GREEDY
+        return ("greedy", ()) if _changes_logits(row) or num_tokens % BLOCK_WIDTH else _AS_IT_IS
     if sampling.typical_p < 1:
         return "typical", ()
     if 0 < sampling.top_k < num_tokens:
