@@ -23,6 +23,7 @@ from headrace.models.products import LibraryProducts
 from headrace.models.recorded_layers import MOST_TOKENS, RecordedLayer, arena_bytes, record_layers
 from headrace.models.recording import Recording
 from headrace.models.takeover import EngineModel
+from headrace.models.wanted_tokens import LEAST_SAVED
 from headrace.scheduler.sweep import Chunk
 from tests.parity.harness import Row, Shape, crowded_rows, greedy, make_rig, sharing_rows, table_of
 from tests.tiny_configs import TINY_CONFIGS
@@ -91,9 +92,9 @@ def test_logits_are_the_same(name: str) -> None:
         assert found and all(found)
 
 
-def steady_rows(num_sweeps: int) -> list[Row]:
+def steady_rows(num_sweeps: int, prompt_tokens: int = 5) -> list[Row]:
     """Three rows that get one token in each sweep but the first."""
-    return [Row(prompt=tuple(range(start, start + 5)), num_new=num_sweeps) for start in (3, 30, 60)]
+    return [Row(prompt=tuple(range(start, start + prompt_tokens)), num_new=num_sweeps) for start in (3, 30, 60)]
 
 
 def followers(model: EngineModel) -> list[int]:
@@ -113,6 +114,17 @@ def test_layers_that_follow_each_other_are_made_at_once(name: str, monkeypatch: 
         assert torch.equal(own, again)
     assert followers(model) == [0, *[1] * (len(followers(model)) - 1)]
     assert len(made) == 5, "of eight sweeps one has more tokens, one is not recorded yet, and one is"
+
+
+def test_a_last_layer_that_knows_its_few_tokens_from_long_prompts_follows_the_others() -> None:
+    model = engine_model("llama")
+    shape = Shape(attention=best_attention, products=products, waits=frozenset())
+    rows = steady_rows(8, prompt_tokens=LEAST_SAVED // 2)
+    expected = run(model, rows, shape)
+    record_layers(found_library(), model, arena_bytes(model, torch.bfloat16, MOST_TOKENS))
+    for own, again in zip(expected, run(model, rows, shape), strict=True):
+        assert torch.equal(own, again)
+    assert followers(model) == [0, *[1] * (len(followers(model)) - 1)]
 
 
 def test_layers_between_which_something_happens_are_made_one_by_one() -> None:
